@@ -1,0 +1,215 @@
+//! cgroup skb hooks: SYN, SYN-ACK, FIN and RST segments of both directions.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_sock, bpf_tcp_sock},
+    helpers::{
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id,
+        bpf_skb_load_bytes, bpf_tcp_sock as tcp_sock_of,
+    },
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use flowend_probe_types::{Addr, EventKind, PacketBytes, Segment, TERMINATING, TcpEvent, TcpState, parse};
+
+use crate::ring::emit;
+
+const PASS: i32 = 1;
+const IPPROTO_TCP: u8 = 6;
+const SOCK_STREAM: u32 = 1;
+const AF_INET6: u32 = 10;
+
+#[cgroup_skb(ingress)]
+fn flowend_ingress(ctx: SkBuffContext) -> i32 {
+    if may_terminate(&ctx) {
+        report(&ctx, EventKind::SegmentIn);
+    }
+    PASS
+}
+
+#[cgroup_skb(egress)]
+fn flowend_egress(ctx: SkBuffContext) -> i32 {
+    if may_terminate(&ctx) {
+        report(&ctx, EventKind::SegmentOut);
+    }
+    PASS
+}
+
+/// The test every packet pays for: false for what is surely no SYN, FIN or RST.
+///
+/// Direct packet access, a few instructions for TCP without IP options. Packets with options,
+/// extension headers or headers outside the linear part go to the parser.
+#[inline(always)]
+fn may_terminate(ctx: &SkBuffContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid, and every read below is inside `end`, which the verifier checks.
+    unsafe {
+        let data = (*skb).data as usize;
+        let end = (*skb).data_end as usize;
+        let byte = |offset: usize| *((data + offset) as *const u8);
+        if data + 40 > end {
+            return (*skb).len >= 40;
+        }
+        let first = byte(0);
+        if first == 0x45 {
+            return byte(9) == IPPROTO_TCP && byte(20 + 13) & TERMINATING != 0;
+        }
+        if first >> 4 == 6 {
+            return match byte(6) {
+                IPPROTO_TCP => data + 60 > end || byte(40 + 13) & TERMINATING != 0,
+                // The extension headers that the parser follows.
+                0 | 43 | 44 | 51 | 60 | 135 => true,
+                _ => false,
+            };
+        }
+        byte(9) == IPPROTO_TCP
+    }
+}
+
+/// The slow way into a packet: works where direct access does not, past the linear part too.
+struct Loaded(*mut __sk_buff);
+
+impl PacketBytes for Loaded {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0_u8; N];
+        // SAFETY: the helper checks the offset and writes N bytes.
+        let error = unsafe {
+            bpf_skb_load_bytes(self.0 as *const c_void, offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        (error == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { (*self.0).len }
+    }
+}
+
+#[inline(always)]
+fn report(ctx: &SkBuffContext, kind: EventKind) {
+    let skb = ctx.skb.skb;
+    let Ok(segment) = parse(&Loaded(skb)) else { return };
+    if segment.flags & TERMINATING == 0 {
+        return;
+    }
+    // SAFETY: pointers come from the context and from helpers, and are checked for null; the kernel
+    // gives `bpf_sock` and `bpf_tcp_sock` as read-only structures of stable layout.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return;
+        }
+        let sk = bpf_sk_fullsock(sk);
+        if sk.is_null() {
+            return;
+        }
+        // The kernel sends its own RSTs from a raw socket that has no TCP state.
+        if (*sk).type_ != SOCK_STREAM || (*sk).protocol != u32::from(IPPROTO_TCP) {
+            return;
+        }
+        let state = (*sk).state as u8;
+        let tp = if state == TcpState::Listen as u8 {
+            core::ptr::null_mut()
+        } else {
+            tcp_sock_of(sk)
+        };
+        let cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        let cgroup_id = bpf_skb_cgroup_id(skb);
+        let time_ns = bpf_ktime_get_boot_ns();
+        emit::<TcpEvent>(kind, |e| {
+            (*e).kind = kind as u8;
+            (*e).flags = segment.flags;
+            (*e).state = state;
+            (*e).reserved = 0;
+            (*e).time_ns = time_ns;
+            (*e).cookie = cookie;
+            (*e).cgroup_id = cgroup_id;
+            (*e).seq = segment.seq;
+            (*e).ack = segment.ack;
+            (*e).payload = segment.payload;
+            (*e).padding = 0;
+            if state == TcpState::Listen as u8 {
+                packet_addresses(e, &segment, kind);
+            } else {
+                socket_addresses(e, sk);
+            }
+            counters(e, tp);
+        });
+    }
+}
+
+/// A listener has no peer: the packet tells both ends.
+#[inline(always)]
+unsafe fn packet_addresses(e: *mut TcpEvent, segment: &Segment, kind: EventKind) {
+    // SAFETY: the caller passes a reserved event.
+    unsafe {
+        if matches!(kind, EventKind::SegmentIn) {
+            (*e).local = segment.dst;
+            (*e).local_port = segment.dst_port;
+            (*e).remote = segment.src;
+            (*e).remote_port = segment.src_port;
+        } else {
+            (*e).local = segment.src;
+            (*e).local_port = segment.src_port;
+            (*e).remote = segment.dst;
+            (*e).remote_port = segment.dst_port;
+        }
+    }
+}
+
+/// The socket's own addresses: at egress the packet may show translated ones.
+#[inline(always)]
+unsafe fn socket_addresses(e: *mut TcpEvent, sk: *const bpf_sock) {
+    // SAFETY: the caller passes a reserved event and a checked full socket.
+    unsafe {
+        let local6 = [(*sk).src_ip6[0], (*sk).src_ip6[1], (*sk).src_ip6[2], (*sk).src_ip6[3]];
+        let remote6 = [(*sk).dst_ip6[0], (*sk).dst_ip6[1], (*sk).dst_ip6[2], (*sk).dst_ip6[3]];
+        if (*sk).family == AF_INET6 && !Addr::v6(remote6).is_v4() {
+            (*e).local = Addr::v6(local6);
+            (*e).remote = Addr::v6(remote6);
+        } else {
+            (*e).local = Addr::v4((*sk).src_ip4);
+            (*e).remote = Addr::v4((*sk).dst_ip4);
+        }
+        (*e).local_port = (*sk).src_port as u16;
+        (*e).remote_port = u16::from_be((*sk).dst_port);
+    }
+}
+
+#[inline(always)]
+unsafe fn counters(e: *mut TcpEvent, tp: *const bpf_tcp_sock) {
+    // SAFETY: the caller passes a reserved event; `tp` is null or from bpf_tcp_sock().
+    unsafe {
+        if tp.is_null() {
+            (*e).bytes_acked = 0;
+            (*e).bytes_received = 0;
+            (*e).snd_nxt = 0;
+            (*e).snd_una = 0;
+            (*e).rcv_nxt = 0;
+            (*e).srtt_8us = 0;
+            (*e).rtt_min_us = 0;
+            (*e).segs_out = 0;
+            (*e).segs_in = 0;
+            (*e).data_segs_out = 0;
+            (*e).data_segs_in = 0;
+            (*e).total_retrans = 0;
+            return;
+        }
+        (*e).bytes_acked = (*tp).bytes_acked;
+        (*e).bytes_received = (*tp).bytes_received;
+        (*e).snd_nxt = (*tp).snd_nxt;
+        (*e).snd_una = (*tp).snd_una;
+        (*e).rcv_nxt = (*tp).rcv_nxt;
+        (*e).srtt_8us = (*tp).srtt_us;
+        (*e).rtt_min_us = (*tp).rtt_min;
+        (*e).segs_out = (*tp).segs_out;
+        (*e).segs_in = (*tp).segs_in;
+        (*e).data_segs_out = (*tp).data_segs_out;
+        (*e).data_segs_in = (*tp).data_segs_in;
+        (*e).total_retrans = (*tp).total_retrans;
+    }
+}

@@ -1,0 +1,158 @@
+//! `flowend check`: the configuration, and what this kernel and these capabilities allow.
+
+use std::fmt::Write as _;
+
+use crate::cgroup;
+use crate::config::{Layered, Output};
+use crate::enrich::is_in_initial_pid_namespace;
+use crate::probe::{LoadOptions, PROGRAMS, Probe};
+use crate::targets::resolve;
+
+/// How one point came out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Works with less.
+    Less,
+    Bad,
+}
+
+/// Prints one line for each point.
+///
+/// # Errors
+/// When `run` would not work here, naming how many points are bad.
+pub fn check(layered: &Layered) -> anyhow::Result<()> {
+    let mut bad = 0;
+    let mut say = |verdict: Verdict, point: &str, words: &str| {
+        let mark = match verdict {
+            Verdict::Good => "ok  ",
+            Verdict::Less => "less",
+            Verdict::Bad => {
+                bad += 1;
+                "BAD "
+            }
+        };
+        println!("{mark}  {point}: {words}");
+    };
+    let settings = &layered.settings;
+    say(Verdict::Good, "configuration", &outputs(layered));
+    for warning in &layered.warnings {
+        say(Verdict::Less, "configuration", warning);
+    }
+    kernel(&mut say);
+    capabilities(&mut say);
+    programs(settings.process, &mut say);
+    match Probe::load(LoadOptions { ring_bytes: settings.ring_bytes, process: settings.process }) {
+        Ok(probe) => {
+            say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));
+            targets(layered, Some(probe), &mut say);
+        }
+        Err(error) => {
+            say(Verdict::Bad, "ring buffer and programs", &error.to_string());
+            targets(layered, None, &mut say);
+        }
+    }
+    process_names(settings.process, &mut say);
+    anyhow::ensure!(bad == 0, "{bad} point(s) above are bad: `flowend run` would not work here");
+    Ok(())
+}
+
+fn outputs(layered: &Layered) -> String {
+    let mut words = String::from("valid; output");
+    for output in &layered.settings.outputs {
+        let _ = write!(words, " {}", output.as_str());
+    }
+    if layered.settings.outputs.contains(&Output::Otlp) {
+        let receivers = &layered.settings.receivers;
+        let _ = write!(words, "; logs to {}, traces to {}", receivers.logs.endpoint, receivers.traces.endpoint);
+    }
+    words
+}
+
+fn kernel(say: &mut impl FnMut(Verdict, &str, &str)) {
+    let release = nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".into(),
+        |u| u.release().to_string_lossy().into_owned(),
+    );
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (5, 10) {
+        say(Verdict::Bad, "kernel", &format!("Linux {release}; flowend needs 5.10 or newer"));
+    } else if version < (6, 6) {
+        say(Verdict::Less, "kernel", &format!("Linux {release}; IPv6 SYN-ACKs are not seen before 6.6, so rtt.handshake_us is absent for accepted IPv6 connections"));
+    } else {
+        say(Verdict::Good, "kernel", &format!("Linux {release}"));
+    }
+}
+
+/// Bits of CapEff (include/uapi/linux/capability.h).
+const CAPABILITIES: [(u32, &str); 3] = [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_PTRACE: u32 = 19;
+
+fn effective() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let hex = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?.trim().to_owned();
+            u64::from_str_radix(&hex, 16).ok()
+        })
+        .unwrap_or(0)
+}
+
+fn capabilities(say: &mut impl FnMut(Verdict, &str, &str)) {
+    let effective = effective();
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    for (bit, name) in CAPABILITIES {
+        if has(bit) || (has(CAP_SYS_ADMIN) && bit != 12) {
+            say(Verdict::Good, name, "held");
+        } else {
+            say(Verdict::Bad, name, "missing; run as root, or give it to the process (systemd: AmbientCapabilities, Kubernetes: securityContext.capabilities.add)");
+        }
+    }
+}
+
+fn programs(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
+    for program in PROGRAMS {
+        if !process && program.name.contains("connect") || !process && program.name.contains("bind") {
+            continue;
+        }
+        match Probe::try_program(program.name) {
+            Ok(()) => say(Verdict::Good, program.name, &format!("loads ({})", program.purpose)),
+            Err(error) => say(Verdict::Bad, program.name, &error.to_string()),
+        }
+    }
+}
+
+fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict, &str, &str)) {
+    let mount = match cgroup::find_mount() {
+        Ok(mount) => mount,
+        Err(error) => return say(Verdict::Bad, "cgroup v2", &error.to_string()),
+    };
+    say(Verdict::Good, "cgroup v2", &format!("mounted at {}", mount.display()));
+    let resolution = resolve(&mount, &layered.settings.targets);
+    for pattern in &resolution.unmatched {
+        say(Verdict::Less, "target", &format!("{pattern}: no such cgroup yet; it is attached when it appears"));
+    }
+    let Some(mut probe) = probe else { return };
+    for folder in resolution.attach.values() {
+        let name = cgroup::relative(&mount, folder);
+        match probe.attach(folder, &name) {
+            Ok(_detached_when_dropped) => say(Verdict::Good, "target", &format!("{name}: can be attached")),
+            Err(error) => say(Verdict::Bad, "target", &error.to_string()),
+        }
+    }
+}
+
+fn process_names(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
+    if !process {
+        return say(Verdict::Less, "process names", "switched off (process.enabled)");
+    }
+    if !is_in_initial_pid_namespace() {
+        return say(Verdict::Less, "process names", "flowend runs in a pid namespace of its own, so process.executable.name is absent; in Kubernetes set hostPID: true");
+    }
+    if effective() >> CAP_SYS_PTRACE & 1 == 0 {
+        return say(Verdict::Less, "process names", "without CAP_SYS_PTRACE only for processes of the same user");
+    }
+    say(Verdict::Good, "process names", "readable");
+}

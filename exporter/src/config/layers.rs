@@ -1,0 +1,285 @@
+//! Reads the layers, checks each against the default file, and merges them with figment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Map, Value};
+use figment::{Error, Figment, Metadata, Profile, Provider};
+
+use super::raw::RawSettings;
+use super::settings::Settings;
+use super::{ConfigError, DEFAULT, env};
+
+/// Keys whose values are tables of the user's own keys.
+const FREE_TABLES: [&str; 4] =
+    ["otlp.headers", "otlp.logs.headers", "otlp.traces.headers", "resource.attributes"];
+
+/// Where configuration comes from, so that tests need no process environment.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `--config`, or FLOWEND_CONFIG.
+    pub file: Option<PathBuf>,
+    /// `--set KEY=VALUE`, in order.
+    pub set: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The merged configuration and where each value came from.
+#[derive(Debug)]
+pub struct Layered {
+    figment: Figment,
+    /// As resolved.
+    pub settings: Settings,
+    /// What the user should know, though it is no error.
+    pub warnings: Vec<String>,
+}
+
+/// One layer: a table and the name of what it was read from.
+pub(super) struct Layer {
+    pub(super) origin: String,
+    pub(super) dict: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+/// Loads and resolves the configuration.
+///
+/// # Errors
+/// [`ConfigError`], for the first thing that is wrong.
+pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
+    let default = Layer { origin: "default".into(), dict: parse_toml("default", DEFAULT)? };
+    let schema = Schema::of(&default.dict);
+    let mut warnings = Vec::new();
+    let mut layers = Vec::new();
+    if let Some(path) = &sources.file {
+        layers.push(read_file(path)?);
+    }
+    layers.extend(env::standard(&sources.env, &mut warnings)?);
+    layers.extend(env::own(&sources.env, &schema)?);
+    for given in &sources.set {
+        layers.push(parse_set(given, &schema)?);
+    }
+    let mut figment = Figment::from(default);
+    for layer in layers {
+        schema.check(&layer)?;
+        figment = figment.merge(layer);
+    }
+    let raw: RawSettings =
+        figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
+    let origin = |key: &str| origin_of(&figment, key);
+    let settings = Settings::resolve(raw, &origin)?;
+    Ok(Layered { figment, settings, warnings })
+}
+
+impl Layered {
+    /// Every key with its value and the name of the layer it came from, in the order of the keys.
+    pub(super) fn entries(&self) -> Vec<(String, Value, String)> {
+        let root = self.figment.extract::<Dict>().unwrap_or_default();
+        let mut leaves = Vec::new();
+        flatten("", &root, &mut leaves);
+        leaves
+            .into_iter()
+            .map(|(key, value)| {
+                let origin = origin_of(&self.figment, &key);
+                (key, value, origin)
+            })
+            .collect()
+    }
+}
+
+fn origin_of(figment: &Figment, key: &str) -> String {
+    figment.find_metadata(key).map_or_else(|| "default".into(), |m| m.name.to_string())
+}
+
+fn read_file(path: &Path) -> Result<Layer, ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| ConfigError::File { path: shown.clone(), cause })?;
+    let origin = format!("file {shown}");
+    let dict = parse_toml(&origin, &text)?;
+    Ok(Layer { origin, dict })
+}
+
+fn parse_toml(origin: &str, text: &str) -> Result<Dict, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Syntax {
+        origin: origin.into(),
+        message: error.to_string().trim_end().replace('\n', "\n  "),
+    })
+}
+
+fn parse_set(given: &str, schema: &Schema) -> Result<Layer, ConfigError> {
+    let (key, text) = given
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| ConfigError::Set { given: given.into() })?;
+    let origin = format!("--set {key}");
+    Ok(Layer { dict: nest(key, schema.parse_value(key, text)), origin })
+}
+
+/// `a.b.c` and a value as nested tables. A key below a free table is taken whole: it may hold dots.
+pub(super) fn nest(key: &str, value: Value) -> Dict {
+    let free = FREE_TABLES
+        .iter()
+        .find_map(|table| key.strip_prefix(table)?.strip_prefix('.').map(|rest| (*table, rest)));
+    let (path, last) = match free {
+        Some((table, rest)) => (table.split('.').collect(), rest),
+        None => {
+            let mut path: Vec<&str> = key.split('.').collect();
+            let last = path.pop().unwrap_or_default();
+            (path, last)
+        }
+    };
+    let mut dict = Dict::from([(last.to_owned(), value)]);
+    for part in path.into_iter().rev() {
+        dict = Dict::from([(part.to_owned(), Value::from(dict))]);
+    }
+    dict
+}
+
+/// The leaves of a table by dotted key. Empty free tables are no leaves.
+fn flatten(prefix: &str, dict: &Dict, leaves: &mut Vec<(String, Value)>) {
+    for (name, value) in dict {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Dict(_, inner) => flatten(&key, inner, leaves),
+            _ => leaves.push((key, value.clone())),
+        }
+    }
+}
+
+/// The keys that there are and their types: those of the default file.
+pub(super) struct Schema {
+    leaves: BTreeMap<String, Value>,
+}
+
+impl Schema {
+    fn of(default: &Dict) -> Self {
+        let mut leaves = Vec::new();
+        flatten("", default, &mut leaves);
+        Self { leaves: leaves.into_iter().collect() }
+    }
+
+    /// The default of a key.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.leaves.get(key)
+    }
+
+    /// A value from a variable or from --set: TOML, or else a string. Where the key takes a string
+    /// the text is not interpreted; where it takes a list, plain text is split at commas.
+    pub(super) fn parse_value(&self, key: &str, text: &str) -> Value {
+        let default = self.leaves.get(key);
+        if matches!(default, Some(Value::String(..))) || is_in_free_table(key) {
+            let quoted = toml::from_str::<Dict>(&format!("v = {text}"))
+                .ok()
+                .and_then(|mut d| d.remove("v"))
+                .filter(|v| matches!(v, Value::String(..)));
+            return quoted.unwrap_or_else(|| Value::from(text));
+        }
+        let parsed = toml::from_str::<Dict>(&format!("v = {text}"))
+            .ok()
+            .and_then(|mut d| d.remove("v"))
+            .unwrap_or_else(|| Value::from(text));
+        match (default, &parsed) {
+            (Some(Value::Array(..)), Value::String(_, plain)) => {
+                plain.split(',').map(|s| Value::from(s.trim())).collect::<Vec<_>>().into()
+            }
+            _ => parsed,
+        }
+    }
+
+    fn check(&self, layer: &Layer) -> Result<(), ConfigError> {
+        self.check_dict("", &layer.dict, &layer.origin)
+    }
+
+    fn check_dict(&self, prefix: &str, dict: &Dict, origin: &str) -> Result<(), ConfigError> {
+        for (name, value) in dict {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            if let Some(default) = self.leaves.get(&key) {
+                check_type(&key, default, value, origin)?;
+            } else if is_in_free_table(&key) {
+                check_type(&key, &Value::from("text"), value, origin)?;
+            } else if self.is_table(&key) {
+                match value {
+                    Value::Dict(_, inner) => self.check_dict(&key, inner, origin)?,
+                    other => return Err(wrong_type(&key, "a table".into(), other, origin)),
+                }
+            } else {
+                return Err(self.unknown(&key, origin));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_table(&self, key: &str) -> bool {
+        let prefix = format!("{key}.");
+        FREE_TABLES.contains(&key) || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
+    }
+
+    fn unknown(&self, key: &str, origin: &str) -> ConfigError {
+        let nearest = self
+            .leaves
+            .keys()
+            .map(|known| (strsim::damerau_levenshtein(key, known), known))
+            .min()
+            .filter(|(distance, _)| *distance <= 3);
+        let remedy = match nearest {
+            Some((_, known)) => format!("did you mean `{known}`?"),
+            None => "`flowend print-config` lists all keys".into(),
+        };
+        ConfigError::UnknownKey { origin: origin.into(), key: key.into(), remedy }
+    }
+}
+
+fn is_in_free_table(key: &str) -> bool {
+    FREE_TABLES
+        .iter()
+        .any(|table| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result<(), ConfigError> {
+    let fits = match (default, value) {
+        (Value::Array(_, items), Value::Array(_, given)) => {
+            // Every list of the configuration is a list of strings.
+            let _ = items;
+            return match given.iter().find(|v| !matches!(v, Value::String(..))) {
+                None => Ok(()),
+                Some(other) => Err(wrong_type(key, "a list of strings".into(), other, origin)),
+            };
+        }
+        (Value::Num(_, d), Value::Num(_, v)) => d.to_f64().is_some() || v.to_f64().is_none(),
+        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(wrong_type(key, format!("{} (default: {})", kind(default), super::print::show(default)), value, origin))
+}
+
+fn wrong_type(key: &str, expected: String, found: &Value, origin: &str) -> ConfigError {
+    ConfigError::Type {
+        origin: origin.into(),
+        key: key.into(),
+        expected,
+        found: format!("{} ({})", kind(found), super::print::show(found)),
+    }
+}
+
+const fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(..) | Value::Char(..) => "a string",
+        Value::Bool(..) => "true or false",
+        Value::Num(..) => "a number",
+        Value::Array(..) => "a list",
+        Value::Dict(..) => "a table",
+        Value::Empty(..) => "empty",
+    }
+}

@@ -1,0 +1,82 @@
+//! `flowend print-config`: the effective configuration as TOML, with where each value came from.
+
+use std::fmt::Write;
+
+use figment::value::{Num, Value};
+
+use super::Layered;
+
+/// Keys whose values are secrets, by prefix.
+const SECRET_TABLES: [&str; 3] = ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers."];
+
+/// The configuration as dotted TOML, a line for each key; secrets redacted.
+pub fn print(layered: &Layered) -> String {
+    let lines: Vec<(String, String)> = layered
+        .entries()
+        .into_iter()
+        .map(|(key, value, origin)| {
+            let shown = if is_secret(&key, &origin) {
+                "\"<redacted>\"".into()
+            } else if key.ends_with(".endpoint") {
+                without_password(&show(&value))
+            } else {
+                show(&value)
+            };
+            (format!("{} = {shown}", quote_key(&key)), origin)
+        })
+        .collect();
+    let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
+    let mut text = String::new();
+    for (line, origin) in lines {
+        let _ = writeln!(text, "{line:width$}  # {origin}");
+    }
+    text
+}
+
+/// The default id key is public; one that somebody set is not.
+fn is_secret(key: &str, origin: &str) -> bool {
+    SECRET_TABLES.iter().any(|table| key.starts_with(table)) || (key == "ids.key" && origin != "default")
+}
+
+/// A URL may hold `user:password@`.
+fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 < at => {
+            format!("{}<redacted>{}", &url[..scheme + 3], &url[at..])
+        }
+        _ => url.to_owned(),
+    }
+}
+
+/// Keys below a free table may hold dots: they are quoted.
+fn quote_key(key: &str) -> String {
+    for table in ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers.", "resource.attributes."] {
+        if let Some(rest) = key.strip_prefix(table) {
+            return format!("{table}{}", toml::Value::from(rest));
+        }
+    }
+    key.to_owned()
+}
+
+/// A value as TOML.
+pub(super) fn show(value: &Value) -> String {
+    match value {
+        Value::String(_, s) => toml::Value::from(s.as_str()).to_string(),
+        Value::Char(_, c) => toml::Value::from(c.to_string()).to_string(),
+        Value::Bool(_, b) => b.to_string(),
+        Value::Num(_, Num::F32(f)) => format!("{f:?}"),
+        Value::Num(_, Num::F64(f)) => format!("{f:?}"),
+        Value::Num(_, n) => n.to_i128().map_or_else(
+            || n.to_u128().map_or_else(String::new, |n| n.to_string()),
+            |n| n.to_string(),
+        ),
+        Value::Array(_, items) => {
+            format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", "))
+        }
+        Value::Dict(_, dict) => {
+            let inner: Vec<_> = dict.iter().map(|(k, v)| format!("{k} = {}", show(v))).collect();
+            format!("{{ {} }}", inner.join(", "))
+        }
+        Value::Empty(..) => "\"\"".into(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Settings as written: the shape of config/flowend.toml.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSettings {
+    pub(super) targets: Vec<String>,
+    pub(super) outputs: Vec<String>,
+    pub(super) log: RawLog,
+    pub(super) otlp: RawOtlp,
+    pub(super) export: RawExport,
+    pub(super) ring: RawRing,
+    pub(super) flows: RawFlows,
+    pub(super) process: RawProcess,
+    pub(super) ids: RawIds,
+    pub(super) spans: RawSpans,
+    pub(super) sampling: RawSampling,
+    pub(super) attributes: RawAttributes,
+    pub(super) resource: RawResource,
+    pub(super) shutdown: RawShutdown,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLog {
+    pub(super) level: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOtlp {
+    pub(super) endpoint: String,
+    pub(super) protocol: String,
+    pub(super) compression: String,
+    pub(super) timeout: String,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) logs: RawSignal,
+    pub(super) traces: RawSignal,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSignal {
+    pub(super) endpoint: String,
+    pub(super) protocol: String,
+    pub(super) compression: String,
+    pub(super) timeout: String,
+    pub(super) headers: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawExport {
+    pub(super) queue_records: i64,
+    pub(super) batch_records: i64,
+    pub(super) interval: String,
+    pub(super) retry_initial: String,
+    pub(super) retry_max: String,
+    pub(super) retry_for: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRing {
+    pub(super) bytes: i64,
+    pub(super) drain_interval: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFlows {
+    pub(super) max: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProcess {
+    pub(super) enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIds {
+    pub(super) key: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSpans {
+    pub(super) peer_cidrs: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSampling {
+    pub(super) ratio: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAttributes {
+    pub(super) profile: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawResource {
+    pub(super) service_name: String,
+    pub(super) attributes: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawShutdown {
+    pub(super) timeout: String,
+}

@@ -1,0 +1,393 @@
+//! Settings as resolved: types that cannot hold a bad value.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Uri};
+use ipnet::IpNet;
+use tracing::level_filters::LevelFilter;
+
+use super::ConfigError;
+use super::raw::{RawOtlp, RawSettings, RawSignal};
+use crate::targets::Pattern;
+
+/// Names the layer that a key's value came from.
+type Origin<'a> = &'a dyn Fn(&str) -> String;
+
+/// The usable configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// cgroups to watch.
+    pub targets: Vec<Pattern>,
+    /// Where records go.
+    pub outputs: Vec<Output>,
+    /// The program's own messages.
+    pub log_level: LevelFilter,
+    /// The OTLP receiver of each signal.
+    pub receivers: SignalReceivers,
+    /// Queue, batches, retry.
+    pub export: Export,
+    /// Size of the BPF ring buffer, bytes.
+    pub ring_bytes: u32,
+    /// How often the ring is read.
+    pub drain_interval: Duration,
+    /// Connections followed at most.
+    pub max_flows: usize,
+    /// Whether connect() and bind() tell the process.
+    pub process: bool,
+    /// Key of trace and span ids.
+    pub ids_key: String,
+    /// Peers whose CLIENT spans somebody sends.
+    pub peer_cidrs: Vec<IpNet>,
+    /// Share of the connections reported, 0 to 1.
+    pub sampling_ratio: f64,
+    /// Names of the attributes.
+    pub profile: Profile,
+    /// service.name of all, or of each workload its own.
+    pub service_name: Option<String>,
+    /// Added to every resource.
+    pub resource_attributes: BTreeMap<String, String>,
+    /// How long records may be sent after the signal to stop.
+    pub shutdown_timeout: Duration,
+}
+
+/// Where records go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Output {
+    /// One readable line each, on stdout.
+    Text,
+    /// One JSON object each, on stdout.
+    Json,
+    /// OTLP logs and traces.
+    Otlp,
+}
+
+impl Output {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+            Self::Otlp => "otlp",
+        }
+    }
+}
+
+/// Transport of OTLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC.
+    Grpc,
+    /// OTLP/HTTP with protobuf.
+    Http,
+}
+
+/// Compression of export requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
+
+/// Names of the attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// OpenTelemetry's semantic conventions and flowend's own keys.
+    Semconv,
+    /// The argument names of the NetFlowTCPEnd event, as Tracee spells them.
+    Tracee,
+}
+
+/// One OTLP receiver.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    /// For HTTP with the path of the signal.
+    pub endpoint: Uri,
+    /// Transport.
+    pub protocol: Protocol,
+    /// None: as it is.
+    pub compression: Option<Compression>,
+    /// The longest a request may take.
+    pub timeout: Duration,
+    /// Sent with each request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The receiver of each signal.
+#[derive(Clone, Debug)]
+pub struct SignalReceivers {
+    /// Of log records.
+    pub logs: Receiver,
+    /// Of spans.
+    pub traces: Receiver,
+}
+
+/// Queue, batches, retry.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// Records that may wait.
+    pub queue_records: usize,
+    /// Records in one request at most.
+    pub batch_records: usize,
+    /// The longest a record waits for company.
+    pub interval: Duration,
+    /// First pause after a failure.
+    pub retry_initial: Duration,
+    /// Longest pause after a failure.
+    pub retry_max: Duration,
+    /// After this a batch is given up.
+    pub retry_for: Duration,
+}
+
+impl Settings {
+    pub(super) fn resolve(raw: RawSettings, origin: Origin<'_>) -> Result<Self, ConfigError> {
+        let endpoint_given = [&raw.otlp.endpoint, &raw.otlp.logs.endpoint, &raw.otlp.traces.endpoint]
+            .iter()
+            .any(|e| !e.is_empty());
+        Ok(Self {
+            targets: targets(&raw.targets, origin)?,
+            outputs: outputs(&raw.outputs, endpoint_given, origin)?,
+            log_level: one_of(
+                "log.level",
+                &raw.log.level,
+                &[
+                    ("error", LevelFilter::ERROR),
+                    ("warn", LevelFilter::WARN),
+                    ("info", LevelFilter::INFO),
+                    ("debug", LevelFilter::DEBUG),
+                    ("trace", LevelFilter::TRACE),
+                ],
+                origin,
+            )?,
+            receivers: SignalReceivers {
+                logs: receiver(&raw.otlp, &raw.otlp.logs, "otlp.logs", "/v1/logs", origin)?,
+                traces: receiver(&raw.otlp, &raw.otlp.traces, "otlp.traces", "/v1/traces", origin)?,
+            },
+            export: Export {
+                queue_records: count("export.queue_records", raw.export.queue_records, 1, 100_000_000, origin)?,
+                batch_records: count("export.batch_records", raw.export.batch_records, 1, 100_000, origin)?,
+                interval: duration("export.interval", &raw.export.interval, origin)?,
+                retry_initial: positive("export.retry_initial", &raw.export.retry_initial, origin)?,
+                retry_max: positive("export.retry_max", &raw.export.retry_max, origin)?,
+                retry_for: duration("export.retry_for", &raw.export.retry_for, origin)?,
+            },
+            ring_bytes: ring_bytes(raw.ring.bytes, origin)?,
+            drain_interval: positive("ring.drain_interval", &raw.ring.drain_interval, origin)?,
+            max_flows: count("flows.max", raw.flows.max, 1, 1 << 30, origin)?,
+            process: raw.process.enabled,
+            ids_key: raw.ids.key,
+            peer_cidrs: cidrs("spans.peer_cidrs", &raw.spans.peer_cidrs, origin)?,
+            sampling_ratio: ratio("sampling.ratio", raw.sampling.ratio, origin)?,
+            profile: one_of(
+                "attributes.profile",
+                &raw.attributes.profile,
+                &[("semconv", Profile::Semconv), ("tracee", Profile::Tracee)],
+                origin,
+            )?,
+            service_name: non_empty(raw.resource.service_name),
+            resource_attributes: raw.resource.attributes,
+            shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
+        })
+    }
+}
+
+fn non_empty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn bad(key: &str, origin: Origin<'_>, problem: String) -> ConfigError {
+    ConfigError::Value { origin: origin(key), key: key.into(), problem }
+}
+
+fn one_of<T: Copy>(
+    key: &str,
+    text: &str,
+    choices: &[(&str, T)],
+    origin: Origin<'_>,
+) -> Result<T, ConfigError> {
+    choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        bad(key, origin, format!("\"{text}\" is none of {}", names.join(", ")))
+    })
+}
+
+fn targets(given: &[String], origin: Origin<'_>) -> Result<Vec<Pattern>, ConfigError> {
+    if given.is_empty() {
+        return Err(bad("targets", origin, "empty: nothing would be watched; use [\"/\"] for the whole machine".into()));
+    }
+    given
+        .iter()
+        .map(|text| Pattern::parse(text).map_err(|problem| bad("targets", origin, problem)))
+        .collect()
+}
+
+fn outputs(
+    given: &[String],
+    endpoint_given: bool,
+    origin: Origin<'_>,
+) -> Result<Vec<Output>, ConfigError> {
+    if given.is_empty() {
+        return Ok(vec![if endpoint_given { Output::Otlp } else { Output::Text }]);
+    }
+    let mut outputs = Vec::new();
+    for text in given {
+        let output = one_of(
+            "outputs",
+            text,
+            &[("text", Output::Text), ("json", Output::Json), ("otlp", Output::Otlp)],
+            origin,
+        )?;
+        if !outputs.contains(&output) {
+            outputs.push(output);
+        }
+    }
+    Ok(outputs)
+}
+
+fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
+    text.parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|d| Duration::try_from(d).ok())
+        .ok_or_else(|| bad(key, origin, format!("\"{text}\" is no duration; write one like \"20ms\", \"5s\" or \"2m\"")))
+}
+
+fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
+    let duration = duration(key, text, origin)?;
+    if duration.is_zero() {
+        return Err(bad(key, origin, format!("\"{text}\" must be more than nothing")));
+    }
+    Ok(duration)
+}
+
+fn count(key: &str, n: i64, min: usize, max: usize, origin: Origin<'_>) -> Result<usize, ConfigError> {
+    usize::try_from(n)
+        .ok()
+        .filter(|n| (min..=max).contains(n))
+        .ok_or_else(|| bad(key, origin, format!("{n} is not between {min} and {max}")))
+}
+
+fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {
+    u32::try_from(n)
+        .ok()
+        .filter(|n| n.is_power_of_two() && (4096..=1 << 30).contains(n))
+        .ok_or_else(|| {
+            bad("ring.bytes", origin, format!("{n} is no power of two between 4096 and 1073741824; try 8388608"))
+        })
+}
+
+fn ratio(key: &str, n: f64, origin: Origin<'_>) -> Result<f64, ConfigError> {
+    if (0.0..=1.0).contains(&n) {
+        return Ok(n);
+    }
+    Err(bad(key, origin, format!("{n} is not between 0 and 1")))
+}
+
+fn cidrs(key: &str, given: &[String], origin: Origin<'_>) -> Result<Vec<IpNet>, ConfigError> {
+    given
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|_| {
+                bad(key, origin, format!("\"{text}\" is no range; write one like \"10.0.0.0/8\" or \"fd00::/8\""))
+            })
+        })
+        .collect()
+}
+
+/// One signal's receiver: its own settings, else those of `[otlp]`, else the specification's.
+fn receiver(
+    all: &RawOtlp,
+    own: &RawSignal,
+    table: &str,
+    path: &str,
+    origin: Origin<'_>,
+) -> Result<Receiver, ConfigError> {
+    let pick = |field: &str, own: &str, all: &str| -> (String, String) {
+        if own.is_empty() {
+            (format!("otlp.{field}"), all.to_owned())
+        } else {
+            (format!("{table}.{field}"), own.to_owned())
+        }
+    };
+    let (endpoint_key, endpoint_text) = pick("endpoint", &own.endpoint, &all.endpoint);
+    let (protocol_key, protocol_text) = pick("protocol", &own.protocol, &all.protocol);
+    let (compression_key, compression_text) = pick("compression", &own.compression, &all.compression);
+    let (timeout_key, timeout_text) = pick("timeout", &own.timeout, &all.timeout);
+
+    let given = if endpoint_text.is_empty() {
+        None
+    } else {
+        Some(endpoint(&endpoint_key, &endpoint_text, origin)?)
+    };
+    let protocol = if protocol_text.is_empty() {
+        match &given {
+            Some(uri) if uri.port_u16() == Some(4318) || uri.path() != "/" => Protocol::Http,
+            _ => Protocol::Grpc,
+        }
+    } else {
+        one_of(
+            &protocol_key,
+            &protocol_text,
+            &[("grpc", Protocol::Grpc), ("http/protobuf", Protocol::Http)],
+            origin,
+        )?
+    };
+    let base = given.unwrap_or_else(|| match protocol {
+        Protocol::Grpc => Uri::from_static("http://localhost:4317"),
+        Protocol::Http => Uri::from_static("http://localhost:4318"),
+    });
+    let endpoint = if protocol == Protocol::Http && own.endpoint.is_empty() {
+        let joined = format!("{}{path}", base.to_string().trim_end_matches('/'));
+        joined.parse().map_err(|_| bad(&endpoint_key, origin, format!("\"{joined}\" is no URL")))?
+    } else {
+        base
+    };
+    Ok(Receiver {
+        endpoint,
+        protocol,
+        compression: one_of(
+            &compression_key,
+            &compression_text,
+            &[("none", None), ("gzip", Some(Compression::Gzip)), ("zstd", Some(Compression::Zstd))],
+            origin,
+        )?,
+        timeout: positive(&timeout_key, &timeout_text, origin)?,
+        headers: headers(&all.headers, &own.headers, table, origin)?,
+    })
+}
+
+fn endpoint(key: &str, text: &str, origin: Origin<'_>) -> Result<Uri, ConfigError> {
+    let problem = |why: &str| {
+        bad(key, origin, format!("\"{text}\" {why}; write one like \"http://collector:4317\" or \"https://collector:4318\""))
+    };
+    let uri: Uri = text.parse().map_err(|_| problem("is no URL"))?;
+    match uri.scheme_str() {
+        Some("http" | "https") if uri.host().is_some_and(|h| !h.is_empty()) => Ok(uri),
+        Some("http" | "https") => Err(problem("has no host")),
+        _ => Err(problem("must begin with http:// or https://")),
+    }
+}
+
+fn headers(
+    all: &BTreeMap<String, String>,
+    own: &BTreeMap<String, String>,
+    table: &str,
+    origin: Origin<'_>,
+) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
+    let mut merged: BTreeMap<&str, (&str, &str)> =
+        all.iter().map(|(k, v)| (k.as_str(), ("otlp", v.as_str()))).collect();
+    merged.extend(own.iter().map(|(k, v)| (k.as_str(), (table, v.as_str()))));
+    merged
+        .into_iter()
+        .map(|(name, (table, value))| {
+            let key = format!("{table}.headers.{name}");
+            let parsed = name.to_ascii_lowercase().parse::<HeaderName>();
+            let name = parsed.map_err(|_| bad(&key, origin, "is no name of an HTTP header".into()))?;
+            let mut value = HeaderValue::from_str(value)
+                .map_err(|_| bad(&key, origin, "the value is no text of an HTTP header".into()))?;
+            value.set_sensitive(true);
+            Ok((name, value))
+        })
+        .collect()
+}

@@ -1,0 +1,154 @@
+//! The one mapping from a record to attributes; every output goes through it.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use crate::config::Profile;
+use crate::flow::{Direction, Endpoint, Side};
+use crate::record::Record;
+
+/// An attribute's value, as OTLP and JSON know them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// A string.
+    Str(Cow<'a, str>),
+    /// A 64-bit integer.
+    Int(i64),
+    /// A double.
+    Double(f64),
+    /// true or false.
+    Bool(bool),
+}
+
+impl Value<'_> {
+    fn count(n: impl Into<u64>) -> Self {
+        // OTLP integers are signed; no counter of a connection comes near.
+        Self::Int(i64::try_from(n.into()).unwrap_or(i64::MAX))
+    }
+
+    fn ip(endpoint: Endpoint) -> Self {
+        Self::Str(endpoint.ip().to_string().into())
+    }
+}
+
+/// The keys that differ between profiles.
+struct Keys {
+    direction: &'static str,
+    src_ip: &'static str,
+    src_port: &'static str,
+    dst_ip: &'static str,
+    dst_port: &'static str,
+}
+
+const SEMCONV: Keys = Keys {
+    direction: "flowend.connection.direction",
+    src_ip: "source.address",
+    src_port: "source.port",
+    dst_ip: "destination.address",
+    dst_port: "destination.port",
+};
+
+const TRACEE: Keys = Keys {
+    direction: "connectionDirection",
+    src_ip: "srcIP",
+    src_port: "srcPort",
+    dst_ip: "dstIP",
+    dst_port: "dstPort",
+};
+
+/// Hands each attribute of the record to `put`, always in the same order.
+pub fn attributes<'a>(
+    record: &'a Record,
+    profile: Profile,
+    mut put: impl FnMut(&'static str, Value<'a>),
+) {
+    let keys = match profile {
+        Profile::Semconv => &SEMCONV,
+        Profile::Tracee => &TRACEE,
+    };
+    let end = &record.end;
+    let (source, destination) = (end.source(), end.destination());
+    put(keys.direction, Value::Str(end.direction.as_str().into()));
+    put(keys.src_ip, Value::ip(source));
+    put(keys.src_port, Value::count(source.port));
+    put(keys.dst_ip, Value::ip(destination));
+    put(keys.dst_port, Value::count(destination.port));
+    if let (Some(client), Some(server)) = (end.client(), end.server()) {
+        put("client.address", Value::ip(client));
+        put("client.port", Value::count(client.port));
+        put("server.address", Value::ip(server));
+        put("server.port", Value::count(server.port));
+    }
+    put("network.local.address", Value::ip(end.local));
+    put("network.local.port", Value::count(end.local.port));
+    put("network.peer.address", Value::ip(end.remote));
+    put("network.peer.port", Value::count(end.remote.port));
+    put("network.transport", Value::Str("tcp".into()));
+    let version = if end.remote.ip().is_ipv4() { "ipv4" } else { "ipv6" };
+    put("network.type", Value::Str(version.into()));
+    put("flowend.end.by", Value::Str(end.by.map_or("none", Side::as_str).into()));
+    put("flowend.end.reason", Value::Str(end.reason.as_str().into()));
+    if let Some(side) = end.reset_by {
+        put("flowend.end.reset_by", Value::Str(side.as_str().into()));
+    }
+    put("flowend.conn_state", Value::Str(end.conn_state.into()));
+    put("flowend.history", Value::Str(end.history.as_str().into()));
+    if let Some(ns) = end.duration_ns() {
+        put("flowend.duration_us", Value::count(ns / 1000));
+    }
+    if let Some(ns) = end.half_close_ns {
+        put("flowend.half_close_us", Value::count(ns / 1000));
+    }
+    put("flowend.start_known", Value::Bool(end.start_known));
+    let counters = [
+        ("flowend.bytes.sent", end.counters.bytes_sent),
+        ("flowend.bytes.received", end.counters.bytes_received),
+        ("flowend.segments.sent", end.counters.segments_sent.map(u64::from)),
+        ("flowend.segments.received", end.counters.segments_received.map(u64::from)),
+        ("flowend.retransmits", end.counters.retransmits.map(u64::from)),
+        ("flowend.rtt.handshake_us", end.rtt.handshake_us),
+        ("flowend.rtt.smoothed_us", end.rtt.smoothed_us.map(u64::from)),
+        ("flowend.rtt.min_us", end.rtt.min_us.map(u64::from)),
+    ];
+    for (key, count) in counters {
+        if let Some(count) = count {
+            put(key, Value::count(count));
+        }
+    }
+    if record.sampling_probability < 1.0 {
+        put("flowend.sampling.probability", Value::Double(record.sampling_probability));
+    }
+    if let Some(error) = end.reason.error_type() {
+        put("error.type", Value::Str(error.into()));
+    }
+    if let Some(process) = &record.process {
+        put("process.pid", Value::count(process.pid));
+        if let Some(name) = &process.executable {
+            put("process.executable.name", Value::Str(Cow::Borrowed(name)));
+        }
+    }
+}
+
+/// Whether the record's severity is WARN and not INFO.
+pub const fn severity_is_warning(record: &Record) -> bool {
+    record.end.reason.error_type().is_some()
+}
+
+/// One short readable line: the body of the log record.
+pub fn body(record: &Record) -> String {
+    let end = &record.end;
+    let mut text = String::with_capacity(96);
+    let arrow = match end.direction {
+        Direction::Outgoing => "to",
+        Direction::Incoming => "from",
+        Direction::Unknown => "with",
+    };
+    let _ = write!(text, "tcp connection {arrow} {} ended: {}", end.remote, end.reason.as_str());
+    if let Some(side) = end.by {
+        let _ = write!(text, ", by {}", side.as_str());
+    }
+    if let Some(ns) = end.duration_ns() {
+        let _ = write!(text, ", after {}", super::text::duration(ns));
+    }
+    text
+}

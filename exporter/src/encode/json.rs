@@ -1,0 +1,65 @@
+//! JSON lines.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value as Json, json};
+
+use super::attributes::{Value, attributes, body, severity_is_warning};
+use crate::config::Profile;
+use crate::flow::Direction;
+use crate::record::{EVENT_NAME, Record, SPAN_NAME};
+
+/// The record as one JSON object, without the newline.
+pub fn json_line(record: &Record, profile: Profile) -> String {
+    let mut flat = Map::new();
+    attributes(record, profile, |key, value| {
+        flat.insert(key.into(), to_json(value));
+    });
+    let resource: Map<String, Json> = record
+        .workload
+        .resource
+        .iter()
+        .map(|(key, value)| (key.to_string(), Json::from(value.to_string())))
+        .collect();
+    let kind = match record.end.direction {
+        Direction::Outgoing => "CLIENT",
+        Direction::Incoming => "SERVER",
+        Direction::Unknown => "INTERNAL",
+    };
+    let warning = severity_is_warning(record);
+    json!({
+        "timestamp": rfc3339(record.end_unix_ns),
+        "event_name": EVENT_NAME,
+        "severity": if warning { "WARN" } else { "INFO" },
+        "body": body(record),
+        "trace_id": record.ids.trace_id.to_string(),
+        "span_id": record.ids.span_id.to_string(),
+        "resource": resource,
+        "attributes": flat,
+        "span": {
+            "name": SPAN_NAME,
+            "kind": kind,
+            "parent_span_id": record.parent_span_id.map(|id| id.to_string()),
+            "start": rfc3339(record.start_unix_ns),
+            "end": rfc3339(record.end_unix_ns),
+            "status": if warning { "ERROR" } else { "UNSET" },
+        },
+    })
+    .to_string()
+}
+
+/// UTC with all nine digits of the nanoseconds.
+fn rfc3339(unix_ns: u64) -> String {
+    Timestamp::from_nanosecond(i128::from(unix_ns)).map_or_else(
+        |_| String::from("9999-12-31T23:59:59.999999999Z"),
+        |t| format!("{t:.9}"),
+    )
+}
+
+fn to_json(value: Value<'_>) -> Json {
+    match value {
+        Value::Str(text) => Json::from(text.into_owned()),
+        Value::Int(n) => Json::from(n),
+        Value::Double(n) => Json::from(n),
+        Value::Bool(b) => Json::from(b),
+    }
+}

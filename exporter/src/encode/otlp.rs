@@ -1,0 +1,114 @@
+//! OTLP: the SDK's log record and span, which opentelemetry-otlp puts on the wire.
+
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity};
+use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue, SpanId, TraceFlags};
+use opentelemetry_sdk::logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+
+use super::attributes::{Value, attributes, body, severity_is_warning};
+use crate::config::Profile;
+use crate::flow::Direction;
+use crate::record::{EVENT_NAME, Record, SPAN_NAME};
+
+/// The instrumentation scope: flowend itself.
+pub fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("flowend").with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+/// Makes log records. The SDK creates them only through a logger, so it keeps one that has no
+/// processor behind it.
+#[derive(Debug)]
+pub struct LogEncoder {
+    logger: SdkLogger,
+    profile: Profile,
+    /// flowend's instrumentation scope.
+    pub scope: InstrumentationScope,
+}
+
+impl LogEncoder {
+    /// For one profile of attribute names.
+    pub fn new(profile: Profile) -> Self {
+        let scope = scope();
+        let logger = SdkLoggerProvider::builder().build().logger_with_scope(scope.clone());
+        Self { logger, profile, scope }
+    }
+
+    /// The log record of a record.
+    pub fn encode(&self, record: &Record) -> SdkLogRecord {
+        let mut log = self.logger.create_log_record();
+        log.set_event_name(EVENT_NAME);
+        log.set_timestamp(time(record.end_unix_ns));
+        log.set_observed_timestamp(time(record.end_unix_ns));
+        if severity_is_warning(record) {
+            log.set_severity_number(Severity::Warn);
+            log.set_severity_text("WARN");
+        } else {
+            log.set_severity_number(Severity::Info);
+            log.set_severity_text("INFO");
+        }
+        log.set_body(AnyValue::from(body(record)));
+        log.set_trace_context(record.ids.trace_id, record.ids.span_id, Some(TraceFlags::SAMPLED));
+        attributes(record, self.profile, |key, value| log.add_attribute(key, to_any(value)));
+        log
+    }
+}
+
+/// The span of a record.
+pub fn span(record: &Record, profile: Profile, scope: &InstrumentationScope) -> SpanData {
+    let mut values = Vec::with_capacity(32);
+    attributes(record, profile, |key, value| values.push(KeyValue::new(key, to_value(value))));
+    let parent = record.parent_span_id;
+    SpanData {
+        span_context: SpanContext::new(
+            record.ids.trace_id,
+            record.ids.span_id,
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        ),
+        parent_span_id: parent.unwrap_or(SpanId::INVALID),
+        parent_span_is_remote: parent.is_some(),
+        span_kind: match record.end.direction {
+            Direction::Outgoing => SpanKind::Client,
+            Direction::Incoming => SpanKind::Server,
+            Direction::Unknown => SpanKind::Internal,
+        },
+        name: SPAN_NAME.into(),
+        start_time: time(record.start_unix_ns),
+        end_time: time(record.end_unix_ns),
+        attributes: values,
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: match record.end.reason.error_type() {
+            Some(error) => Status::error(error),
+            None => Status::Unset,
+        },
+        instrumentation_scope: scope.clone(),
+    }
+}
+
+fn time(unix_ns: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(unix_ns)
+}
+
+fn to_any(value: Value<'_>) -> AnyValue {
+    match value {
+        Value::Str(text) => AnyValue::from(text.into_owned()),
+        Value::Int(n) => AnyValue::Int(n),
+        Value::Double(n) => AnyValue::Double(n),
+        Value::Bool(b) => AnyValue::Boolean(b),
+    }
+}
+
+fn to_value(value: Value<'_>) -> opentelemetry::Value {
+    match value {
+        Value::Str(text) => opentelemetry::Value::from(text.into_owned()),
+        Value::Int(n) => opentelemetry::Value::I64(n),
+        Value::Double(n) => opentelemetry::Value::F64(n),
+        Value::Bool(b) => opentelemetry::Value::Bool(b),
+    }
+}

@@ -1,0 +1,100 @@
+//! Readable lines, one for each end.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::flow::{Direction, Side};
+use crate::record::Record;
+
+/// What the columns are.
+pub const HEADER: &str = "TIME         DIR LOCAL                    PEER                     END             BY     DURATION       SENT   RECEIVED PROCESS";
+
+/// The record as one line, without the newline. Times are those of `zone`.
+pub fn text_line(record: &Record, zone: &TimeZone) -> String {
+    let end = &record.end;
+    let mut line = String::with_capacity(160);
+    let time = Timestamp::from_nanosecond(i128::from(record.end_unix_ns))
+        .map(|t| t.to_zoned(zone.clone()).strftime("%H:%M:%S%.3f").to_string())
+        .unwrap_or_default();
+    let direction = match end.direction {
+        Direction::Incoming => "in",
+        Direction::Outgoing => "out",
+        Direction::Unknown => "?",
+    };
+    let bytes = |count: Option<u64>| count.map_or_else(|| "-".into(), bytes);
+    let _ = write!(
+        line,
+        "{time:12} {direction:3} {:24} {:24} {:15} {:6} {:>8} {:>10} {:>10} ",
+        end.local.to_string(),
+        end.remote.to_string(),
+        end.reason.as_str(),
+        end.by.map_or("none", Side::as_str),
+        end.duration_ns().map_or_else(|| "-".into(), duration),
+        bytes(end.counters.bytes_sent),
+        bytes(end.counters.bytes_received),
+    );
+    match &record.process {
+        Some(process) => {
+            let name = process.executable.as_deref().unwrap_or("?");
+            // A file name may hold control characters: they must not reach the terminal.
+            let _ = write!(line, "{}[{}]", name.escape_default(), process.pid);
+        }
+        None => line.push('-'),
+    }
+    line
+}
+
+/// Three or four significant digits with a unit: 12us, 3.4ms, 1.25s, 12m03s.
+#[allow(clippy::cast_precision_loss)]
+pub(super) fn duration(ns: u64) -> String {
+    let us = ns as f64 / 1e3;
+    match us {
+        _ if us < 1e3 => format!("{us:.0}us"),
+        _ if us < 1e6 => format!("{:.1}ms", us / 1e3),
+        _ if us < 60e6 => format!("{:.2}s", us / 1e6),
+        _ if us < 3600e6 => format!("{}m{:02}s", ns / 60_000_000_000, ns / 1_000_000_000 % 60),
+        _ => format!("{}h{:02}m", ns / 3_600_000_000_000, ns / 60_000_000_000 % 60),
+    }
+}
+
+/// Bytes with a decimal unit from 10,000 on, so that small counts are exact.
+#[allow(clippy::cast_precision_loss)]
+fn bytes(n: u64) -> String {
+    if n < 10_000 {
+        return format!("{n}B");
+    }
+    let mut value = n as f64;
+    for unit in ["kB", "MB", "GB", "TB"] {
+        value /= 1000.0;
+        if value < 1000.0 {
+            return format!("{value:.1}{unit}");
+        }
+    }
+    format!("{value:.0}TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_are_readable() {
+        for (ns, want) in [
+            (0, "0us"),
+            (999_000, "999us"),
+            (1_500_000, "1.5ms"),
+            (1_250_000_000, "1.25s"),
+            (723_000_000_000, "12m03s"),
+            (7_380_000_000_000, "2h03m"),
+        ] {
+            assert_eq!(duration(ns), want);
+        }
+        for (n, want) in
+            [(0, "0B"), (9_999, "9999B"), (10_000, "10.0kB"), (1_073_741_824, "1.1GB"), (5_000_000_000_000_000, "5000TB")]
+        {
+            assert_eq!(bytes(n), want);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The process behind a socket.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowend_probe_types::{EventKind, ProcessEvent};
+use hashlink::LruCache;
+
+use crate::flow::ConnectionEnd;
+
+/// An executable's name is read anew after this long: a process may exec, a pid may be reused.
+const NAME_LIFETIME: Duration = Duration::from_secs(1);
+
+/// The inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// A process, as the initial pid namespace numbers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Base name of the executable, where /proc could be read in time.
+    pub executable: Option<Arc<str>>,
+}
+
+/// Which process connected or bound which socket. Bounded.
+#[derive(Debug)]
+pub struct Processes {
+    by_cookie: LruCache<u64, Process>,
+    names: moka::sync::Cache<u32, Option<Arc<str>>>,
+    /// Pids of events are those of the initial namespace: /proc must be of it, too.
+    proc_is_initial: bool,
+    own_pid: u32,
+}
+
+impl Processes {
+    /// Remembers at most `limit` sockets.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            by_cookie: LruCache::new(limit.max(1)),
+            names: moka::sync::Cache::builder().max_capacity(4096).time_to_live(NAME_LIFETIME).build(),
+            proc_is_initial: is_in_initial_pid_namespace(),
+            own_pid: std::process::id(),
+        }
+    }
+
+    /// Takes in what the probe saw at connect() or bind(). The name is read at once: the process may
+    /// be gone when its connection ends.
+    pub fn observe(&mut self, kind: EventKind, event: &ProcessEvent) {
+        debug_assert!(matches!(kind, EventKind::Connect | EventKind::Bind));
+        let executable = if self.proc_is_initial {
+            self.names.get_with(event.pid, || executable_of(event.pid))
+        } else {
+            None
+        };
+        self.by_cookie.insert(event.cookie, Process { pid: event.pid, executable });
+    }
+
+    /// The process of the local side: the one that connected, or for an accepted connection the one
+    /// that bound the listener.
+    pub fn of(&mut self, end: &ConnectionEnd) -> Option<Process> {
+        // The listener first: an accepted socket is never connected, but a cookie is asked for once.
+        match end.listener {
+            Some(listener) => self.by_cookie.get(&listener).cloned(),
+            None => self.by_cookie.get(&end.cookie).cloned(),
+        }
+    }
+
+    /// Whether this is flowend's own process. Only where pids can be compared.
+    pub const fn is_own(&self, process: &Process) -> bool {
+        self.proc_is_initial && process.pid == self.own_pid
+    }
+}
+
+/// The base name of /proc/PID/exe.
+fn executable_of(pid: u32) -> Option<Arc<str>> {
+    let target = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = target.file_name()?.to_str()?;
+    Some(Arc::from(name.strip_suffix(" (deleted)").unwrap_or(name)))
+}
+
+/// Whether pids mean here what they mean to the kernel's programs.
+pub fn is_in_initial_pid_namespace() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|m| m.ino() == INITIAL_PID_NAMESPACE)
+}
+
+/// Executables of several processes at once, for tests of bounds.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn the_own_process_has_a_name() {
+        let name = executable_of(std::process::id()).unwrap();
+        assert!(name.starts_with("flowend"), "{name}");
+        assert_eq!(executable_of(u32::MAX), None);
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut processes = Processes::new(2);
+        for cookie in 0..3 {
+            let event = ProcessEvent { cookie, pid: 1, ..ProcessEvent::default() };
+            processes.observe(EventKind::Connect, &event);
+        }
+        let known: HashMap<u64, bool> =
+            (0..3).map(|c| (c, processes.by_cookie.contains_key(&c))).collect();
+        assert_eq!(known, HashMap::from([(0, false), (1, true), (2, true)]));
+    }
+}

@@ -1,0 +1,196 @@
+//! A bounded queue that is measured: what is in it, and what was taken and not settled yet.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::ledger::{DropCause, OutputLedger};
+
+/// Between the data path, which never waits, and one output, which may.
+#[derive(Debug)]
+pub struct Queue<T> {
+    inner: Mutex<Inner<T>>,
+    filled: Notify,
+    capacity: usize,
+    ledger: Arc<OutputLedger>,
+}
+
+#[derive(Debug)]
+struct Inner<T> {
+    items: VecDeque<T>,
+    closed: bool,
+    /// When this many wait, the consumer is woken.
+    wake_at: usize,
+}
+
+impl<T> Queue<T> {
+    /// For at most `capacity` items.
+    pub fn new(capacity: usize, ledger: Arc<OutputLedger>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(Inner { items: VecDeque::new(), closed: false, wake_at: 1 }),
+            filled: Notify::new(),
+            capacity,
+            ledger,
+        })
+    }
+
+    /// The output's ledger.
+    pub fn ledger(&self) -> &OutputLedger {
+        &self.ledger
+    }
+
+    /// Takes an item in, or counts it as dropped when the queue is full. Never waits.
+    pub fn push(&self, item: T) {
+        let mut inner = self.lock();
+        if inner.items.len() >= self.capacity || inner.closed {
+            let cause = if inner.closed { DropCause::OutputClosed } else { DropCause::QueueFull };
+            self.ledger.drop_records(cause, 1);
+            return;
+        }
+        inner.items.push_back(item);
+        self.ledger.queued.add(1);
+        if inner.items.len() >= inner.wake_at {
+            inner.wake_at = usize::MAX;
+            self.filled.notify_one();
+        }
+    }
+
+    /// Nothing more is taken in; what is there is still handed out.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Waits for the first item, then for company: until there are `max`, or `linger` is over, or
+    /// the queue is closed. `None` when it is closed and empty. What is handed out counts as
+    /// unanswered until [`Queue::settle`].
+    pub async fn take(&self, max: usize, linger: Duration) -> Option<Vec<T>> {
+        self.wait_for(1).await?;
+        let enough = self.wait_for(max);
+        // Either outcome is fine: a full batch, or what has come by then.
+        let _ = tokio::time::timeout(linger, enough).await;
+        let mut inner = self.lock();
+        let n = inner.items.len().min(max);
+        let batch: Vec<T> = inner.items.drain(..n).collect();
+        self.ledger.queued.sub(n);
+        self.ledger.unanswered.add(n);
+        Some(batch)
+    }
+
+    /// Says that so many of what was taken are exported or dropped.
+    pub fn settle(&self, n: usize) {
+        self.ledger.unanswered.sub(n);
+    }
+
+    /// Counts everything that is left as dropped, what was taken and not settled too; for when the
+    /// consumer is gone.
+    pub fn abandon(&self, cause: DropCause) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        let n = inner.items.len();
+        inner.items.clear();
+        self.ledger.queued.sub(n);
+        let unanswered = usize::try_from(self.ledger.unanswered.get()).unwrap_or(usize::MAX);
+        self.ledger.unanswered.sub(unanswered);
+        self.ledger.drop_records(cause, n + unanswered);
+    }
+
+    /// Until `n` items wait, or the queue is closed; `None` when it is closed and empty.
+    async fn wait_for(&self, n: usize) -> Option<()> {
+        loop {
+            {
+                let mut inner = self.lock();
+                if inner.items.len() >= n {
+                    return Some(());
+                }
+                if inner.closed {
+                    return (!inner.items.is_empty()).then_some(());
+                }
+                inner.wake_at = n;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner<T>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(capacity: usize) -> Arc<Queue<u32>> {
+        Queue::new(capacity, OutputLedger::new("test"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_full_or_late() {
+        let q = queue(10);
+        for n in 0..5 {
+            q.push(n);
+        }
+        let linger = Duration::from_secs(1);
+        assert_eq!(q.take(3, linger).await, Some(vec![0, 1, 2]));
+        let before = tokio::time::Instant::now();
+        assert_eq!(q.take(3, linger).await, Some(vec![3, 4]));
+        assert_eq!(before.elapsed(), linger);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiting_consumer_is_woken_by_a_full_batch() {
+        let q = queue(10);
+        let consumer = tokio::spawn({
+            let q = Arc::clone(&q);
+            async move { (q.take(2, Duration::from_secs(3600)).await, tokio::time::Instant::now()) }
+        });
+        let start = tokio::time::Instant::now();
+        tokio::task::yield_now().await;
+        q.push(1);
+        tokio::task::yield_now().await;
+        q.push(2);
+        let (batch, at) = consumer.await.unwrap();
+        assert_eq!(batch, Some(vec![1, 2]));
+        assert_eq!(at - start, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_counted() {
+        let q = queue(2);
+        for n in 0..5 {
+            q.push(n);
+        }
+        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 3);
+        assert_eq!(q.ledger().in_flight(), 2);
+        let batch = q.take(10, Duration::ZERO).await.unwrap();
+        assert_eq!((batch.len(), q.ledger().in_flight()), (2, 2));
+        q.settle(2);
+        assert_eq!(q.ledger().in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_is_emptied_first() {
+        let q = queue(2);
+        q.push(1);
+        q.close();
+        q.push(2);
+        assert_eq!(q.take(1, Duration::from_secs(3600)).await, Some(vec![1]));
+        assert_eq!(q.take(1, Duration::from_secs(3600)).await, None);
+        assert_eq!(q.ledger().dropped(DropCause::OutputClosed), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_abandoned_is_counted() {
+        let q = queue(5);
+        for n in 0..3 {
+            q.push(n);
+        }
+        q.abandon(DropCause::Shutdown);
+        assert_eq!(q.ledger().dropped(DropCause::Shutdown), 3);
+        assert_eq!(q.ledger().in_flight(), 0);
+        assert_eq!(q.take(1, Duration::ZERO).await, None);
+    }
+}

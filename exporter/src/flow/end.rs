@@ -1,0 +1,230 @@
+//! What is known of a connection when it has ended: plain domain types, no telemetry.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use flowend_probe_types::Addr;
+
+/// Who opened the connection, seen from the own socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The peer opened it; the own socket was accepted.
+    Incoming,
+    /// The own socket connected.
+    Outgoing,
+    /// The handshake was not seen and nothing else tells.
+    Unknown,
+}
+
+impl Direction {
+    /// As in `flowend.connection.direction`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Outgoing => "outgoing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One side of a connection, seen from the own socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The own socket.
+    Local,
+    /// The peer.
+    Remote,
+}
+
+impl Side {
+    /// As in `flowend.end.by` and `flowend.end.reset_by`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+        }
+    }
+}
+
+/// How a connection ended. Users read about each in docs/endings.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// FIN first, no RST before both directions were closed.
+    Fin,
+    /// An RST after establishment.
+    Reset,
+    /// An RST answered the SYN.
+    Refused,
+    /// The SYN was never answered, until the kernel gave up.
+    ConnectTimeout,
+    /// The kernel gave up on an established connection.
+    Timeout,
+    /// The local socket was destroyed in another way: `ss -K`, close() before an answer.
+    Aborted,
+    /// The socket is gone, and what closed it was not seen.
+    Vanished,
+}
+
+impl Reason {
+    /// As in `flowend.end.reason`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fin => "fin",
+            Self::Reset => "reset",
+            Self::Refused => "refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Timeout => "timeout",
+            Self::Aborted => "aborted",
+            Self::Vanished => "vanished",
+        }
+    }
+
+    /// `error.type`, for the endings that are errors to the application.
+    pub const fn error_type(self) -> Option<&'static str> {
+        match self {
+            Self::Reset => Some("connection_reset"),
+            Self::Refused => Some("connection_refused"),
+            Self::ConnectTimeout | Self::Timeout => Some("timeout"),
+            Self::Fin | Self::Aborted | Self::Vanished => None,
+        }
+    }
+}
+
+/// An address and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// The address; IPv4 mapped.
+    pub addr: Addr,
+    /// The port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The address as a user knows it: a mapped address is IPv4.
+    pub fn ip(&self) -> IpAddr {
+        self.addr.into()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::net::SocketAddr::new(self.ip(), self.port).fmt(f)
+    }
+}
+
+/// Both initial sequence numbers, by role (RFC 9293, section 3.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Isns {
+    /// Of the side that connected.
+    pub client: u32,
+    /// Of the side that accepted.
+    pub server: u32,
+}
+
+/// Round-trip times, us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rtt {
+    /// SYN to SYN-ACK for the client, SYN-ACK to ACK for the server; absent after a retransmission.
+    pub handshake_us: Option<u64>,
+    /// The kernel's smoothed RTT at the last FIN, or at CLOSE.
+    pub smoothed_us: Option<u32>,
+    /// The kernel's minimum RTT.
+    pub min_us: Option<u32>,
+}
+
+/// What one socket counted. A field that cannot be told exactly is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Payload bytes sent, each counted once.
+    pub bytes_sent: Option<u64>,
+    /// Payload bytes received in order.
+    pub bytes_received: Option<u64>,
+    /// Segments sent, retransmissions included.
+    pub segments_sent: Option<u32>,
+    /// Segments received.
+    pub segments_received: Option<u32>,
+    /// Segments retransmitted.
+    pub retransmits: Option<u32>,
+}
+
+/// One connection of one socket that has ended. Times are `CLOCK_BOOTTIME` ns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionEnd {
+    /// Cookie of the own socket.
+    pub cookie: u64,
+    /// Cookie of the listener, for an accepted connection whose SYN was seen.
+    pub listener: Option<u64>,
+    /// cgroup v2 id of the own socket, where a segment told it.
+    pub cgroup_id: Option<u64>,
+    /// Who opened it.
+    pub direction: Direction,
+    /// The own socket.
+    pub local: Endpoint,
+    /// The peer.
+    pub remote: Endpoint,
+    /// The SYN, or the first sight of the connection.
+    pub start_ns: u64,
+    /// False for a connection whose SYN was not seen.
+    pub start_known: bool,
+    /// CLOSE of the own socket, or its last closing segment where CLOSE cannot be seen.
+    pub end_ns: u64,
+    /// Sender of the first FIN or RST.
+    pub by: Option<Side>,
+    /// How it finally ended.
+    pub reason: Reason,
+    /// Sender of the RST.
+    pub reset_by: Option<Side>,
+    /// Zeek's conn_state.
+    pub conn_state: &'static str,
+    /// Zeek's history, client in upper case.
+    pub history: String,
+    /// Second FIN minus first FIN, ns.
+    pub half_close_ns: Option<u64>,
+    /// Counters of the own socket.
+    pub counters: Counters,
+    /// Round-trip times.
+    pub rtt: Rtt,
+    /// Both initial sequence numbers, if seen.
+    pub isns: Option<Isns>,
+}
+
+impl ConnectionEnd {
+    /// The side that terminated the connection: the own socket where nobody sent a FIN or RST.
+    pub const fn source(&self) -> Endpoint {
+        match self.by {
+            Some(Side::Remote) => self.remote,
+            Some(Side::Local) | None => self.local,
+        }
+    }
+
+    /// The side that received the termination.
+    pub const fn destination(&self) -> Endpoint {
+        match self.by {
+            Some(Side::Remote) => self.local,
+            Some(Side::Local) | None => self.remote,
+        }
+    }
+
+    /// The side that connected, when the direction is known.
+    pub const fn client(&self) -> Option<Endpoint> {
+        match self.direction {
+            Direction::Outgoing => Some(self.local),
+            Direction::Incoming => Some(self.remote),
+            Direction::Unknown => None,
+        }
+    }
+
+    /// The side that accepted, when the direction is known.
+    pub const fn server(&self) -> Option<Endpoint> {
+        match self.direction {
+            Direction::Outgoing => Some(self.remote),
+            Direction::Incoming => Some(self.local),
+            Direction::Unknown => None,
+        }
+    }
+
+    /// End minus SYN, ns; absent when the SYN was not seen.
+    pub fn duration_ns(&self) -> Option<u64> {
+        self.start_known.then(|| self.end_ns.saturating_sub(self.start_ns))
+    }
+}

@@ -1,0 +1,24 @@
+//! flowend: an OpenTelemetry exporter sidecar. When a TCP connection ends anywhere in a watched cgroup,
+//! it says when, how and by whom.
+//!
+//! `pipeline` is the data path; ARCHITECTURE.md is the map.
+
+pub mod cgroup;
+pub mod check;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod encode;
+pub mod enrich;
+pub mod export;
+pub mod flow;
+pub mod ids;
+pub mod ledger;
+pub mod pipeline;
+pub mod probe;
+pub mod record;
+pub mod run;
+pub mod sample;
+pub mod source;
+pub mod targets;

@@ -1,0 +1,90 @@
+//! The program `flowend`: reads the command line and the configuration, and hands over.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use flowend::cli::{Cli, Command, ConfigArgs};
+use flowend::config::{self, ConfigError, Layered, Output};
+use flowend::run::Sidecar;
+use flowend::{check, demo};
+use tracing::level_filters::LevelFilter;
+use tracing::warn;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { outputs, config } => run(&config, &outputs),
+        Command::Check { config } => with_config(&config, &[], |layered| check::check(&layered)),
+        Command::PrintConfig { config } => with_config(&config, &[], |layered| {
+            print!("{}", config::print(&layered));
+            Ok(())
+        }),
+        Command::Demo { config } => {
+            with_config(&config, &[], |layered| in_runtime(demo::demo(layered.settings)))
+        }
+        Command::DemoTraffic { cgroup } => demo::traffic(&cgroup),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flowend: {error:#}");
+            let usage = matches!(error.downcast_ref(), Some(ConfigError::Set { .. }));
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// The sidecar, until it is told to stop.
+fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
+    with_config(args, outputs, |layered| {
+        in_runtime(async move {
+            let stop = stop_signal()?;
+            Sidecar::start(&layered.settings)?.run(stop).await?;
+            Ok(())
+        })
+    })
+}
+
+/// Loads the configuration and sets up the program's own messages, on stderr.
+fn with_config(
+    args: &ConfigArgs,
+    outputs: &[Output],
+    then: impl FnOnce(Layered) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let layered = config::load(&args.sources(outputs))?;
+    start_log(layered.settings.log_level);
+    for warning in &layered.warnings {
+        warn!("{warning}");
+    }
+    then(layered)
+}
+
+fn start_log(level: LevelFilter) {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::prelude::*;
+    // Libraries speak up only when something is wrong.
+    let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flowend", level);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_filter(filter);
+    tracing_subscriber::registry().with(layer).init();
+}
+
+fn in_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(task)
+}
+
+/// Ready at the first SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

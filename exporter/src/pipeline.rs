@@ -1,0 +1,125 @@
+//! The data path, top to bottom: source, flow, enrich, sample, and into the queue of each output.
+//!
+//! One task owns all of it. It never waits for an output.
+
+use std::sync::Arc;
+
+use flowend_probe_types::Event;
+use ipnet::IpNet;
+
+use crate::enrich::{Process, Processes, Workloads};
+use crate::export::{OwnSockets, Queue};
+use crate::flow::{ConnectionEnd, FlowTable};
+use crate::ids::Ids;
+use crate::ledger::Ledger;
+use crate::record::Record;
+use crate::sample::Sampler;
+
+/// Everything between the events and the queues.
+#[derive(Debug)]
+pub struct Pipeline {
+    flows: FlowTable,
+    stages: Stages,
+}
+
+/// What makes a record of an end.
+#[derive(Debug)]
+pub struct Stages {
+    /// Connection to process.
+    pub processes: Processes,
+    /// cgroup to workload.
+    pub workloads: Workloads,
+    /// flowend's own sockets.
+    pub own: OwnSockets,
+    /// Derives ids.
+    pub ids: Ids,
+    /// Peers whose CLIENT spans somebody sends.
+    pub peer_cidrs: Vec<IpNet>,
+    /// Which records are kept.
+    pub sampler: Sampler,
+    /// What became of each end.
+    pub ledger: Arc<Ledger>,
+    /// One for each output and signal.
+    pub queues: Vec<Arc<Queue<Arc<Record>>>>,
+}
+
+impl Pipeline {
+    /// With a flow table of at most `max_flows` connections.
+    pub fn new(max_flows: usize, stages: Stages) -> Self {
+        Self { flows: FlowTable::new(max_flows), stages }
+    }
+
+    /// Takes in one event. `boot_to_unix_ns` turns its clock into wall time.
+    pub fn event(&mut self, event: &Event, boot_to_unix_ns: u64) {
+        match event {
+            Event::Process(kind, process) => self.stages.processes.observe(*kind, process),
+            Event::Tcp(_, tcp) => {
+                self.stages.workloads.observe(tcp.cgroup_id);
+                let stages = &mut self.stages;
+                self.flows.apply(event, &mut |end| stages.end(end, boot_to_unix_ns));
+            }
+        }
+    }
+
+    /// Reports what is due at `now_ns`.
+    pub fn tick(&mut self, now_ns: u64, boot_to_unix_ns: u64) {
+        let stages = &mut self.stages;
+        self.flows.tick(now_ns, &mut |end| stages.end(end, boot_to_unix_ns));
+    }
+
+    /// Reports every connection that is over, and closes the queues.
+    pub fn finish(&mut self, boot_to_unix_ns: u64) {
+        let stages = &mut self.stages;
+        self.flows.finish(&mut |end| stages.end(end, boot_to_unix_ns));
+        for queue in &self.stages.queues {
+            queue.close();
+        }
+    }
+
+    /// The connections being followed.
+    pub const fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+}
+
+impl Stages {
+    fn end(&mut self, end: ConnectionEnd, boot_to_unix_ns: u64) {
+        self.ledger.seen.add(1);
+        let process = self.processes.of(&end);
+        if self.own.take(end.cookie) || self.is_own_process(&end, process.as_ref()) {
+            self.ledger.filtered_self.add(1);
+            return;
+        }
+        let ids = self.ids.of(&end);
+        let Some(sampling_probability) = self.sampler.keep(ids.trace_id, end.reason) else {
+            self.ledger.sampled_out.add(1);
+            return;
+        };
+        let workload = self.workloads.of(end.cgroup_id, process.as_ref());
+        let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
+        let record = Arc::new(Record {
+            ids,
+            parent_span_id,
+            workload,
+            process,
+            sampling_probability,
+            start_unix_ns: end.start_ns + boot_to_unix_ns,
+            end_unix_ns: end.end_ns + boot_to_unix_ns,
+            end,
+        });
+        for queue in &self.queues {
+            queue.push(Arc::clone(&record));
+        }
+    }
+
+    /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.
+    fn is_own_process(&self, end: &ConnectionEnd, process: Option<&Process>) -> bool {
+        end.listener.is_none() && process.is_some_and(|p| self.processes.is_own(p))
+    }
+
+    /// Whether the peer is where another flowend runs.
+    fn sends_spans(&self, end: &ConnectionEnd) -> bool {
+        let peer = end.remote.ip();
+        self.peer_cidrs.iter().any(|range| range.contains(&peer))
+    }
+}

@@ -1,0 +1,172 @@
+//! Loading each program by its type and attaching it to a cgroup.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, ProgramError,
+    SockOps,
+    links::{FdLink, LinkError},
+};
+
+use super::{AttachError, LoadError, Probe};
+
+/// A program of the object.
+#[derive(Debug)]
+pub struct Program {
+    /// Name in the object.
+    pub name: &'static str,
+    /// What it is for, in words for the user.
+    pub purpose: &'static str,
+    /// Type and hook.
+    pub kind: ProgramKind,
+}
+
+/// Type and hook of a program.
+#[derive(Clone, Copy, Debug)]
+pub enum ProgramKind {
+    /// cgroup skb, ingress or egress.
+    Skb(CgroupSkbAttachType),
+    /// sockops.
+    SockOps,
+    /// cgroup connect4, connect6.
+    Connect,
+    /// cgroup post_bind4, post_bind6.
+    Bind,
+}
+
+impl Program {
+    /// The programs that tell the process are loaded only when wanted.
+    pub(super) const fn is_wanted(&self, process: bool) -> bool {
+        process || !matches!(self.kind, ProgramKind::Connect | ProgramKind::Bind)
+    }
+}
+
+/// The programs, in the order in which they are attached: what explains a connection comes before
+/// what reports it, so that a connection seen to begin is also seen to end.
+pub const PROGRAMS: &[Program] = &[
+    Program { name: "flowend_post_bind4", purpose: "process of listeners, IPv4", kind: ProgramKind::Bind },
+    Program { name: "flowend_post_bind6", purpose: "process of listeners, IPv6", kind: ProgramKind::Bind },
+    Program { name: "flowend_connect4", purpose: "process that connects, IPv4", kind: ProgramKind::Connect },
+    Program { name: "flowend_connect6", purpose: "process that connects, IPv6", kind: ProgramKind::Connect },
+    Program { name: "flowend_sockops", purpose: "establishment and CLOSE", kind: ProgramKind::SockOps },
+    Program {
+        name: "flowend_ingress",
+        purpose: "SYN, FIN and RST received",
+        kind: ProgramKind::Skb(CgroupSkbAttachType::Ingress),
+    },
+    Program {
+        name: "flowend_egress",
+        purpose: "SYN, FIN and RST sent",
+        kind: ProgramKind::Skb(CgroupSkbAttachType::Egress),
+    },
+];
+
+/// The programs attached to one cgroup; detached when dropped.
+#[derive(Debug, Default)]
+pub struct Attachment {
+    /// Each with its id in the kernel.
+    links: Vec<(u32, FdLink)>,
+}
+
+impl Attachment {
+    /// Whether every program is still attached, given the links that are not.
+    pub(super) fn is_whole(&self, detached: &HashSet<u32>) -> bool {
+        self.links.iter().all(|(id, _)| !detached.contains(id))
+    }
+}
+
+/// The ids of this process's cgroup links that somebody detached: their folder was removed, or a
+/// privileged program did so. The kernel shows it as cgroup 0 in the link's fdinfo
+/// (kernel/bpf/cgroup.c, bpf_cgroup_link_show_fdinfo).
+pub fn detached_links() -> HashSet<u32> {
+    let mut detached = HashSet::new();
+    let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else { return detached };
+    for entry in entries.flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+        };
+        if field("link_type") == Some("cgroup")
+            && field("cgroup_id") == Some("0")
+            && let Some(id) = field("link_id").and_then(|id| id.parse().ok())
+        {
+            detached.insert(id);
+        }
+    }
+    detached
+}
+
+pub(super) fn load(ebpf: &mut Ebpf, program: &Program) -> Result<(), LoadError> {
+    let name = program.name;
+    let error = |e: ProgramError| LoadError::from_program(name, &e);
+    match program.kind {
+        ProgramKind::Skb(_) => get::<CgroupSkb>(ebpf, name)?.load().map_err(error),
+        ProgramKind::SockOps => get::<SockOps>(ebpf, name)?.load().map_err(error),
+        ProgramKind::Connect => get::<CgroupSockAddr>(ebpf, name)?.load().map_err(error),
+        ProgramKind::Bind => get::<CgroupSock>(ebpf, name)?.load().map_err(error),
+    }
+}
+
+fn get<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
+    program.try_into().map_err(|error| LoadError::Object(format!("{name}: {error}")))
+}
+
+impl Probe {
+    /// Attaches all programs to the cgroup whose folder this is; `name` is how the user calls it.
+    ///
+    /// # Errors
+    /// [`AttachError`]; then nothing stays attached.
+    pub fn attach(&mut self, folder: &Path, name: &str) -> Result<Attachment, AttachError> {
+        let cgroup = File::open(folder).map_err(|error| AttachError::from_open(name, &error))?;
+        let mut attachment = Attachment::default();
+        let process = self.process;
+        for program in PROGRAMS.iter().filter(|p| p.is_wanted(process)) {
+            let link = self
+                .attach_one(program, &cgroup)
+                .map_err(|error| AttachError::from_program(name, program.name, &error))?;
+            attachment.links.push(link);
+        }
+        Ok(attachment)
+    }
+
+    fn attach_one(&mut self, program: &Program, cgroup: &File) -> Result<(u32, FdLink), ProgramError> {
+        // The kernel's link allows others beside it whatever the mode; any flag is EINVAL.
+        let mode = CgroupAttachMode::Single;
+        let found = self.ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;
+        let link: Result<FdLink, LinkError> = match program.kind {
+            ProgramKind::Skb(hook) => {
+                let p: &mut CgroupSkb = found.try_into()?;
+                let id = p.attach(cgroup, hook, mode)?;
+                p.take_link(id)?.try_into()
+            }
+            ProgramKind::SockOps => {
+                let p: &mut SockOps = found.try_into()?;
+                let id = p.attach(cgroup, mode)?;
+                p.take_link(id)?.try_into()
+            }
+            ProgramKind::Connect => {
+                let p: &mut CgroupSockAddr = found.try_into()?;
+                let id = p.attach(cgroup, mode)?;
+                p.take_link(id)?.try_into()
+            }
+            ProgramKind::Bind => {
+                let p: &mut CgroupSock = found.try_into()?;
+                let id = p.attach(cgroup, mode)?;
+                p.take_link(id)?.try_into()
+            }
+        };
+        // Links exist since Linux 5.7; the ring buffer needs 5.8, so there always is one.
+        let link = link.map_err(|_| ProgramError::NotAttached)?;
+        let id = link.info().map_err(|_| ProgramError::NotAttached)?.id();
+        Ok((id, link))
+    }
+}

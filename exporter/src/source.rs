@@ -1,0 +1,68 @@
+//! The source of events: the ring buffer, read on a timer or when the kernel says that it fills up.
+
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use flowend_probe_types::{Event, LOST_SLOTS};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::probe::{Lost, Pollable, register};
+
+/// Events taken from the ring in one go, so that a flood cannot keep others from their turn.
+const MAX_DRAIN: usize = 65_536;
+
+/// Reads events of the kernel.
+pub struct RingSource {
+    ring: AsyncFd<Pollable<RingBuf<MapData>>>,
+    timer: Interval,
+    lost: Lost,
+    malformed: u64,
+}
+
+impl RingSource {
+    /// Reads `ring` at least once in `interval`.
+    ///
+    /// # Errors
+    /// When the ring cannot be polled.
+    pub fn new(ring: RingBuf<MapData>, lost: Lost, interval: Duration) -> std::io::Result<Self> {
+        let mut timer = tokio::time::interval(interval);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { ring: register(ring)?, timer, lost, malformed: 0 })
+    }
+
+    /// Waits for the timer or for the kernel's wake-up. Cancel safe.
+    pub async fn ready(&mut self) {
+        tokio::select! {
+            _ = self.timer.tick() => {}
+            guard = self.ring.readable_mut() => {
+                if let Ok(mut guard) = guard {
+                    guard.clear_ready();
+                }
+            }
+        }
+    }
+
+    /// Hands out what is in the ring. Says whether it may hold more.
+    pub fn drain(&mut self, mut take: impl FnMut(&Event)) -> bool {
+        let ring = &mut self.ring.get_mut().0;
+        for _ in 0..MAX_DRAIN {
+            let Some(item) = ring.next() else { return false };
+            match Event::decode(&item) {
+                Ok(event) => take(&event),
+                Err(_) => self.malformed += 1,
+            }
+        }
+        true
+    }
+
+    /// Events that found the ring full, by [`LOST_SLOTS`].
+    pub fn lost(&self) -> [u64; LOST_SLOTS.len()] {
+        self.lost.read()
+    }
+
+    /// Records of the ring that were no events: 0 unless probe and host disagree.
+    pub const fn malformed(&self) -> u64 {
+        self.malformed
+    }
+}

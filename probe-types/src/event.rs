@@ -1,0 +1,371 @@
+//! Events of the ring buffer.
+//!
+//! All integers are in host byte order, all times are `CLOCK_BOOTTIME` nanoseconds
+//! (`bpf_ktime_get_boot_ns`), and all addresses are 16 bytes with IPv4 mapped into IPv6
+//! (RFC 4291, section 2.5.5.2).
+
+use core::mem::size_of;
+
+/// An IP address as 16 bytes in network order; IPv4 as `::ffff:a.b.c.d`.
+///
+/// Kept as four words because that is how the kernel's stable structures hand addresses out
+/// (`bpf_sock.src_ip6`): each word lies in memory in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Addr(pub [u32; 4]);
+
+impl Addr {
+    /// The third word of a mapped address, as it lies in memory.
+    const MAPPED: u32 = 0xffff_u32.to_be();
+
+    /// An IPv4 address, given as it lies in memory (network order).
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self([0, 0, Self::MAPPED, word])
+    }
+
+    /// An IPv6 address, given as it lies in memory (network order).
+    #[inline(always)]
+    pub const fn v6(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// Whether this is an IPv4 address (mapped).
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
+    }
+
+    /// The 16 bytes in network order.
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
+
+    /// From 16 bytes in network order.
+    pub const fn from_octets(o: [u8; 16]) -> Self {
+        Self([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
+    }
+}
+
+impl From<Addr> for core::net::IpAddr {
+    /// The address as a user knows it: a mapped address is IPv4.
+    fn from(addr: Addr) -> Self {
+        core::net::Ipv6Addr::from(addr.octets()).to_canonical()
+    }
+}
+
+impl From<core::net::IpAddr> for Addr {
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip {
+            core::net::IpAddr::V4(v4) => Self::from_octets(v4.to_ipv6_mapped().octets()),
+            core::net::IpAddr::V6(v6) => Self::from_octets(v6.octets()),
+        }
+    }
+}
+
+/// What an event tells; the first byte of every event.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A received segment with SYN, FIN or RST, before TCP has checked it.
+    SegmentIn = 1,
+    /// A segment with SYN, FIN or RST on its way out, after TCP has built it.
+    SegmentOut = 2,
+    /// The socket that connected is established (`BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`).
+    ActiveEstablished = 3,
+    /// The accepted socket is established (`BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`).
+    PassiveEstablished = 4,
+    /// The socket goes to CLOSE (`BPF_SOCK_OPS_STATE_CB`).
+    Closed = 5,
+    /// The kernel gave up retransmitting (`BPF_SOCK_OPS_RTO_CB` with expired = 1); CLOSE follows.
+    GaveUp = 6,
+    /// A process called connect() (cgroup `connect4`, `connect6`).
+    Connect = 16,
+    /// A process called bind() (cgroup `post_bind4`, `post_bind6`).
+    Bind = 17,
+}
+
+impl EventKind {
+    /// The slot of this kind in the probe's per-CPU `LOST` array.
+    #[inline(always)]
+    pub const fn lost_slot(self) -> u32 {
+        match self {
+            Self::SegmentIn | Self::SegmentOut => 0,
+            Self::ActiveEstablished | Self::PassiveEstablished => 1,
+            Self::Closed => 2,
+            Self::GaveUp => 3,
+            Self::Connect | Self::Bind => 4,
+        }
+    }
+}
+
+/// The kinds that the probe's `LOST` array counts apart, by slot.
+pub const LOST_SLOTS: [&str; 5] = ["segment", "established", "closed", "gave_up", "process"];
+
+/// Socket states, numbered as the kernel does (`include/net/tcp_states.h`, also `BPF_TCP_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // RFC 9293 names
+pub enum TcpState {
+    Unknown = 0,
+    Established = 1,
+    SynSent = 2,
+    SynRecv = 3,
+    FinWait1 = 4,
+    FinWait2 = 5,
+    TimeWait = 6,
+    Close = 7,
+    CloseWait = 8,
+    LastAck = 9,
+    Listen = 10,
+    Closing = 11,
+    NewSynRecv = 12,
+}
+
+impl TcpState {
+    /// From the kernel's number; anything else is `Unknown`.
+    pub const fn from_kernel(n: u8) -> Self {
+        match n {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynRecv,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Close,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            12 => Self::NewSynRecv,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// A fact about one TCP socket: a segment at a cgroup hook, or a sockops callback.
+///
+/// For a segment of a listener (SYN, SYN-ACK, and what answers an embryonic connection) `cookie`
+/// and `state` are the listener's, the addresses are the packet's, and the counters are 0.
+/// Otherwise addresses and counters are the socket's own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpEvent {
+    /// [`EventKind`].
+    pub kind: u8,
+    /// TCP flags of the segment ([`SYN`](crate::SYN), ...); 0 for a socket event.
+    pub flags: u8,
+    /// [`TcpState`] of the socket at the hook; for `Closed`, the state it leaves.
+    pub state: u8,
+    /// Always 0.
+    pub reserved: u8,
+    /// Port of the own socket.
+    pub local_port: u16,
+    /// Port of the peer.
+    pub remote_port: u16,
+    /// `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// Socket cookie, unique per socket while the machine runs.
+    pub cookie: u64,
+    /// cgroup v2 id (inode number of its folder) of the socket; 0 where the hook cannot tell.
+    pub cgroup_id: u64,
+    /// Payload and SYN/FIN sequence numbers acknowledged by the peer.
+    pub bytes_acked: u64,
+    /// Payload and FIN sequence numbers received in order.
+    pub bytes_received: u64,
+    /// Address of the own socket.
+    pub local: Addr,
+    /// Address of the peer.
+    pub remote: Addr,
+    /// Sequence number of the segment.
+    pub seq: u32,
+    /// Acknowledgement number of the segment.
+    pub ack: u32,
+    /// Payload bytes of the segment.
+    pub payload: u32,
+    /// Next sequence number to send.
+    pub snd_nxt: u32,
+    /// Oldest unacknowledged sequence number.
+    pub snd_una: u32,
+    /// Next sequence number expected.
+    pub rcv_nxt: u32,
+    /// Smoothed RTT in 1/8 us (`tcp_sock.srtt_us`).
+    pub srtt_8us: u32,
+    /// Minimum RTT in us; `u32::MAX` or 0 when the kernel has none.
+    pub rtt_min_us: u32,
+    /// Segments sent.
+    pub segs_out: u32,
+    /// Segments received.
+    pub segs_in: u32,
+    /// Segments with payload sent.
+    pub data_segs_out: u32,
+    /// Segments with payload received.
+    pub data_segs_in: u32,
+    /// Segments retransmitted.
+    pub total_retrans: u32,
+    /// Always 0; keeps the size a multiple of 8, as the ring buffer does.
+    pub padding: u32,
+}
+
+/// Which process called connect() or bind() on a TCP socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessEvent {
+    /// [`EventKind::Connect`] or [`EventKind::Bind`].
+    pub kind: u8,
+    /// Always 0.
+    pub reserved: [u8; 3],
+    /// Process id (thread group id) as the initial pid namespace numbers it.
+    pub pid: u32,
+    /// `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+}
+
+/// A decoded event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A fact about a TCP socket.
+    Tcp(EventKind, TcpEvent),
+    /// A process and its socket.
+    Process(EventKind, ProcessEvent),
+}
+
+/// Why bytes are not an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// No event has this first byte (or there is no byte).
+    Kind(Option<u8>),
+    /// The length is not that of the kind.
+    Length {
+        /// Length of the bytes given.
+        got: usize,
+        /// Length of this kind of event.
+        want: usize,
+    },
+}
+
+impl Event {
+    /// Reads one event from the bytes of a ring-buffer record.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the first byte is no [`EventKind`] or the length does not fit it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let first = bytes.first().copied();
+        let kind = match first {
+            Some(1) => EventKind::SegmentIn,
+            Some(2) => EventKind::SegmentOut,
+            Some(3) => EventKind::ActiveEstablished,
+            Some(4) => EventKind::PassiveEstablished,
+            Some(5) => EventKind::Closed,
+            Some(6) => EventKind::GaveUp,
+            Some(16) => EventKind::Connect,
+            Some(17) => EventKind::Bind,
+            other => return Err(DecodeError::Kind(other)),
+        };
+        match kind {
+            EventKind::Connect | EventKind::Bind => {
+                read::<ProcessEvent>(bytes).map(|e| Self::Process(kind, e))
+            }
+            _ => read::<TcpEvent>(bytes).map(|e| Self::Tcp(kind, e)),
+        }
+    }
+}
+
+/// Plain data: any bit pattern is a value, and there is no padding.
+///
+/// # Safety
+/// The type must be `repr(C)`, of integers only, without padding.
+unsafe trait PlainData: Copy {}
+// SAFETY: integers only; the assertions below exclude padding.
+unsafe impl PlainData for TcpEvent {}
+// SAFETY: integers only; the assertions below exclude padding.
+unsafe impl PlainData for ProcessEvent {}
+
+const _: () = assert!(size_of::<TcpEvent>() == 8 + 5 * 8 + 2 * 16 + 14 * 4);
+const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8);
+
+fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
+    if bytes.len() != size_of::<T>() {
+        return Err(DecodeError::Length {
+            got: bytes.len(),
+            want: size_of::<T>(),
+        });
+    }
+    // SAFETY: the length was checked, and `PlainData` takes any bit pattern.
+    Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// The bytes of an event, as the probe puts them into the ring; for tests and captures.
+impl TcpEvent {
+    /// The event as bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: `PlainData` has no padding, so every byte is initialised.
+        unsafe {
+            core::slice::from_raw_parts(core::ptr::from_ref(self).cast::<u8>(), size_of::<Self>())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use core::net::IpAddr;
+    use std::vec::Vec;
+
+    #[test]
+    fn an_address_survives_the_round_trip_and_ipv4_is_canonical() {
+        for text in ["127.0.0.1", "255.255.255.255", "::1", "2001:db8::7", "fe80::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Addr::from(ip)), ip, "{text}");
+            assert_eq!(Addr::from(ip).is_v4(), ip.is_ipv4(), "{text}");
+        }
+        let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
+        assert_eq!(IpAddr::from(Addr::from(mapped)), "10.1.2.3".parse::<IpAddr>().unwrap());
+        assert_eq!(Addr::v4(u32::from_ne_bytes([10, 1, 2, 3])), Addr::from(mapped));
+    }
+
+    #[test]
+    fn an_event_survives_the_round_trip() {
+        let event = TcpEvent {
+            kind: EventKind::Closed as u8,
+            state: TcpState::LastAck as u8,
+            local_port: 80,
+            cookie: u64::MAX,
+            padding: 0,
+            ..TcpEvent::default()
+        };
+        assert_eq!(Event::decode(event.as_bytes()), Ok(Event::Tcp(EventKind::Closed, event)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_event_are_refused_with_the_reason() {
+        let want = size_of::<TcpEvent>();
+        let cases: [(Vec<u8>, DecodeError); 5] = [
+            (Vec::new(), DecodeError::Kind(None)),
+            (std::vec![0; want], DecodeError::Kind(Some(0))),
+            (std::vec![99; want], DecodeError::Kind(Some(99))),
+            (std::vec![1; want - 1], DecodeError::Length { got: want - 1, want }),
+            (std::vec![16; want], DecodeError::Length { got: want, want: size_of::<ProcessEvent>() }),
+        ];
+        for (bytes, error) in cases {
+            assert_eq!(Event::decode(&bytes), Err(error));
+        }
+    }
+}
