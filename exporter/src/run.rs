@@ -14,7 +14,7 @@ use crate::config::{Output, Settings};
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
 use crate::ids::Ids;
-use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
+use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::pipeline::{Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::Record;
@@ -54,6 +54,11 @@ pub struct Report {
 }
 
 impl Sidecar {
+    /// Counts how often somebody else detached flowend's programs.
+    pub fn detachments(&self) -> Arc<Count> {
+        self.watch.detachments()
+    }
+
     /// Loads, attaches, and builds the outputs.
     ///
     /// # Errors

@@ -1,3 +1,130 @@
-//! x
-pub async fn demo(_: crate::config::Settings) -> anyhow::Result<()> { Ok(()) }
-pub fn traffic(_: &std::path::Path) -> anyhow::Result<()> { Ok(()) }
+//! `flowend demo`: ends real connections in a cgroup of its own, and shows what a real OTLP receiver
+//! got of them.
+
+mod receiver;
+mod traffic;
+mod verdict;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+use tokio::sync::oneshot;
+
+use crate::cgroup;
+use crate::config::{Output, Profile, Protocol, Settings};
+use crate::run::Sidecar;
+use crate::targets::Pattern;
+
+use receiver::Receiver;
+pub use traffic::traffic;
+use traffic::Ending;
+
+/// Records are waited for at most this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs the demo.
+///
+/// # Errors
+/// When something is missing to run it, or when a record is not what happened; says why.
+pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
+    let mount = cgroup::find_mount()?;
+    let cgroup = DemoCgroup::make(&mount)?;
+    let mut receiver = Receiver::start().await.context("the demo's own OTLP receiver")?;
+
+    settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
+    settings.outputs = vec![Output::Otlp];
+    settings.profile = Profile::Semconv;
+    settings.sampling_ratio = 1.0;
+    settings.export.interval = Duration::from_millis(50);
+    for signal in [&mut settings.receivers.logs, &mut settings.receivers.traces] {
+        signal.endpoint = receiver.endpoint().parse()?;
+        signal.protocol = Protocol::Grpc;
+        signal.headers.clear();
+    }
+
+    let sidecar = Sidecar::start(&settings)?;
+    let detachments = sidecar.detachments();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(sidecar.run(async {
+        let _ = stopped.await;
+    }));
+
+    println!("cgroup {}: making connections and ending them", cgroup.name);
+    let endings = make_traffic(&cgroup.folder).await?;
+    let expected = endings.iter().map(Ending::records).sum();
+    receiver.wait_for(expected, PATIENCE).await;
+    // Before the stop: the programs are detached then in any case.
+    let detached = detachments.get() > 0 || !crate::probe::detached_links().is_empty();
+    let _ = stop.send(());
+    running.await??;
+    receiver.wait_for(usize::MAX, Duration::from_millis(100)).await;
+
+    let wrong = verdict::compare(&endings, &receiver.received());
+    drop(cgroup);
+    if wrong.is_empty() {
+        println!("all true: {} endings, {expected} log records and {expected} spans, each as it happened", endings.len());
+        return Ok(());
+    }
+    for line in &wrong {
+        println!("wrong: {line}");
+    }
+    if detached {
+        bail!("{} record(s) missing or wrong: flowend's programs were detached from the cgroup by somebody else while the demo ran", wrong.len());
+    }
+    bail!("{} record(s) missing or wrong, as listed above", wrong.len());
+}
+
+/// Runs the traffic in a process of its own, which joins the cgroup before it makes a socket.
+async fn make_traffic(cgroup: &Path) -> anyhow::Result<Vec<Ending>> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("demo-traffic")
+        .arg(cgroup)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let stdout = child.stdout.take().context("no pipe")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let mut endings = Vec::new();
+    while let Some(line) = lines.next_line().await? {
+        endings.push(serde_json::from_str(&line).with_context(|| line.clone())?);
+    }
+    let status = child.wait().await?;
+    anyhow::ensure!(status.success(), "the demo's traffic failed: {status}");
+    Ok(endings)
+}
+
+/// A cgroup that is removed when dropped.
+struct DemoCgroup {
+    name: String,
+    folder: PathBuf,
+}
+
+impl DemoCgroup {
+    fn make(mount: &Path) -> anyhow::Result<Self> {
+        let name = format!("/flowend-demo-{}", std::process::id());
+        let folder = mount.join(&name[1..]);
+        std::fs::create_dir(&folder).with_context(|| {
+            format!("cannot make the cgroup {}; run as root, with the cgroup file system mounted for writing", folder.display())
+        })?;
+        Ok(Self { name, folder })
+    }
+}
+
+impl Drop for DemoCgroup {
+    fn drop(&mut self) {
+        // A process that has just ended may still be counted for a moment.
+        for _ in 0..100 {
+            match std::fs::remove_dir(&self.folder) {
+                Ok(()) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        eprintln!("flowend: cannot remove the cgroup {}; remove it with rmdir", self.folder.display());
+    }
+}

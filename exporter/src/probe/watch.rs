@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -12,6 +13,7 @@ use tracing::{info, warn};
 use super::poll::{Pollable, register};
 use super::{AttachError, Attachment, Probe, detached_links};
 use crate::cgroup;
+use crate::ledger::Count;
 use crate::targets::{Pattern, resolve};
 
 /// Looks again after this long even if nothing was said to change: failed attachments are tried
@@ -28,6 +30,7 @@ pub struct TargetWatch {
     /// What was said already, so that it is said once.
     said: BTreeSet<String>,
     inotify: AsyncFd<Pollable<Inotify>>,
+    detachments: Arc<Count>,
 }
 
 impl TargetWatch {
@@ -47,6 +50,7 @@ impl TargetWatch {
             attached: BTreeMap::new(),
             said: BTreeSet::new(),
             inotify: register(inotify)?,
+            detachments: Arc::default(),
         };
         let mut errors = watch.reconcile();
         if watch.attached.is_empty() && !errors.is_empty() {
@@ -67,6 +71,11 @@ impl TargetWatch {
     /// The number of cgroups attached to.
     pub fn attached(&self) -> usize {
         self.attached.len()
+    }
+
+    /// Counts how often somebody else detached the programs.
+    pub fn detachments(&self) -> Arc<Count> {
+        Arc::clone(&self.detachments)
     }
 
     /// Waits until a folder that matters appeared or vanished.
@@ -95,6 +104,7 @@ impl TargetWatch {
                 return false;
             }
             if !attachment.is_whole(&detached) {
+                self.detachments.add(1);
                 warn!("cgroup {name}: somebody detached flowend's programs; attaching them again");
                 return false;
             }
