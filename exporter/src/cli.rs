@@ -23,21 +23,25 @@ pub enum Command {
         /// Where records go; may be given several times.
         #[arg(long = "output", value_name = "OUTPUT", value_enum)]
         outputs: Vec<Output>,
+        /// Where the configuration comes from.
         #[command(flatten)]
         config: ConfigArgs,
     },
     /// Validate the configuration, and probe what this kernel and these capabilities allow.
     Check {
+        /// Where the configuration comes from.
         #[command(flatten)]
         config: ConfigArgs,
     },
     /// Print the effective configuration and where each value came from; secrets are redacted.
     PrintConfig {
+        /// Where the configuration comes from.
         #[command(flatten)]
         config: ConfigArgs,
     },
     /// End real connections in a cgroup of its own in several ways, and show the records of them.
     Demo {
+        /// Where the configuration comes from.
         #[command(flatten)]
         config: ConfigArgs,
     },

@@ -81,3 +81,71 @@ fn span_id(hash: u128) -> SpanId {
     #[allow(clippy::cast_possible_truncation)] // the lower half is as good as any
     SpanId::from((hash as u64).max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Counters, Endpoint, Isns, Reason, Rtt};
+    use flowend_probe_types::Addr;
+
+    fn end(direction: Direction, isns: Option<Isns>, cookie: u64) -> ConnectionEnd {
+        let endpoint = Endpoint { addr: Addr::v4(0), port: 0 };
+        ConnectionEnd {
+            cookie,
+            listener: None,
+            cgroup_id: None,
+            direction,
+            local: endpoint,
+            remote: endpoint,
+            start_ns: cookie,
+            start_known: true,
+            end_ns: 2,
+            by: None,
+            reason: Reason::Fin,
+            reset_by: None,
+            conn_state: "SF",
+            history: String::new(),
+            half_close_ns: None,
+            counters: Counters::default(),
+            rtt: Rtt::default(),
+            isns,
+        }
+    }
+
+    const ISNS: Isns = Isns { client: 1, server: u32::MAX };
+
+    #[test]
+    fn both_ends_agree_without_talking() {
+        // Other sockets, other addresses, another process: only the ISNs and the key are the same.
+        let client = Ids::new("k", 1).of(&end(Direction::Outgoing, Some(ISNS), 10));
+        let server = Ids::new("k", 2).of(&end(Direction::Incoming, Some(ISNS), 20));
+        assert_eq!(client.trace_id, server.trace_id);
+        assert_eq!(server.client_span_id, Some(client.span_id));
+        assert_ne!(client.span_id, server.span_id);
+        assert_eq!(client.client_span_id, None);
+    }
+
+    #[test]
+    fn another_key_or_another_isn_is_another_trace() {
+        let trace = |key, isns| Ids::new(key, 1).of(&end(Direction::Outgoing, Some(isns), 1)).trace_id;
+        let swapped = Isns { client: ISNS.server, server: ISNS.client };
+        assert_ne!(trace("a", ISNS), trace("b", ISNS));
+        assert_ne!(trace("a", ISNS), trace("a", swapped));
+    }
+
+    #[test]
+    fn without_isns_ids_are_nobody_elses() {
+        let of = |seed, cookie| Ids::new("k", seed).of(&end(Direction::Incoming, None, cookie));
+        assert_ne!(of(1, 1).trace_id, of(2, 1).trace_id);
+        assert_ne!(of(1, 1).trace_id, of(1, 2).trace_id);
+        assert_eq!(of(1, 1).client_span_id, None);
+    }
+
+    #[test]
+    fn ids_stay_the_same_from_version_to_version() {
+        // Two releases must agree across a fleet: a change here is a breaking change.
+        let ids = Ids::new("flowend", 0).of(&end(Direction::Outgoing, Some(ISNS), 1));
+        let got = (ids.trace_id.to_string(), ids.span_id.to_string());
+        assert_eq!(got, ("86c07f5c752e9e3826caf48f2d882f2c".into(), "1d92b904776c11d7".into()));
+    }
+}

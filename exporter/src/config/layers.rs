@@ -29,6 +29,8 @@ pub struct Sources {
 #[derive(Debug)]
 pub struct Layered {
     figment: Figment,
+    /// The last layer that set a key. Not figment's own record: its keys may hold no dots.
+    origins: BTreeMap<String, String>,
     /// As resolved.
     pub settings: Settings,
     /// What the user should know, though it is no error.
@@ -69,15 +71,18 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
         layers.push(parse_set(given, &schema)?);
     }
     let mut figment = Figment::from(default);
+    let mut origins = BTreeMap::new();
     for layer in layers {
         schema.check(&layer)?;
+        let mut leaves = Vec::new();
+        flatten("", &layer.dict, &mut leaves);
+        origins.extend(leaves.into_iter().map(|(key, _)| (key, layer.origin.clone())));
         figment = figment.merge(layer);
     }
     let raw: RawSettings =
         figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
-    let origin = |key: &str| origin_of(&figment, key);
-    let settings = Settings::resolve(raw, &origin)?;
-    Ok(Layered { figment, settings, warnings })
+    let settings = Settings::resolve(raw, &|key| origin_of(&origins, key))?;
+    Ok(Layered { figment, origins, settings, warnings })
 }
 
 impl Layered {
@@ -89,15 +94,15 @@ impl Layered {
         leaves
             .into_iter()
             .map(|(key, value)| {
-                let origin = origin_of(&self.figment, &key);
+                let origin = origin_of(&self.origins, &key);
                 (key, value, origin)
             })
             .collect()
     }
 }
 
-fn origin_of(figment: &Figment, key: &str) -> String {
-    figment.find_metadata(key).map_or_else(|| "default".into(), |m| m.name.to_string())
+fn origin_of(origins: &BTreeMap<String, String>, key: &str) -> String {
+    origins.get(key).cloned().unwrap_or_else(|| "default".into())
 }
 
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
@@ -213,7 +218,10 @@ impl Schema {
                     other => return Err(wrong_type(&key, "a table".into(), other, origin)),
                 }
             } else {
-                return Err(self.unknown(&key, origin));
+                let mut leaves = Vec::new();
+                flatten("", &Dict::from([(key.clone(), value.clone())]), &mut leaves);
+                let first = leaves.into_iter().next().map_or(key, |(leaf, _)| leaf);
+                return Err(self.unknown(&first, origin));
             }
         }
         Ok(())

@@ -1,1 +1,237 @@
+//! Layers, errors and what is printed of them.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+
+#[derive(Default)]
+struct Given<'a> {
+    file: Option<&'a str>,
+    env: &'a [(&'a str, &'a str)],
+    set: &'a [&'a str],
+}
+
+/// The error's text with the file's name as FILE, or the settings.
+fn load_given(given: &Given<'_>) -> Result<Layered, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("my.toml");
+    if let Some(text) = given.file {
+        std::fs::write(&path, text).unwrap();
+    }
+    let sources = Sources {
+        file: given.file.map(|_| path.clone()),
+        set: given.set.iter().map(ToString::to_string).collect(),
+        env: given.env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    load(&sources).map_err(|e| e.to_string().replace(&path.display().to_string(), "FILE"))
+}
+
+#[test]
+fn the_default_file_is_a_valid_configuration() {
+    let layered = load_given(&Given::default()).unwrap();
+    assert_eq!(layered.settings.outputs, [Output::Text]);
+    assert_eq!(layered.settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/"]);
+    assert_eq!(layered.settings.export.interval, Duration::from_secs(1));
+    assert!(layered.warnings.is_empty());
+}
+
+#[test]
+fn each_layer_wins_over_the_one_before() {
+    let file = "[sampling]\nratio = 0.1\n[otlp]\nendpoint = \"http://file:4317\"\n";
+    let otel = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4317");
+    let own = ("FLOWEND_OTLP__ENDPOINT", "http://own:4317");
+    let set = "otlp.endpoint=http://set:4317";
+    for (given, want) in [
+        (Given { file: Some(file), ..Given::default() }, "http://file:4317/"),
+        (Given { file: Some(file), env: &[otel], ..Given::default() }, "http://otel:4317/"),
+        (Given { file: Some(file), env: &[otel, own], ..Given::default() }, "http://own:4317/"),
+        (Given { file: Some(file), env: &[otel, own], set: &[set] }, "http://set:4317/"),
+        (Given { set: &["otlp.endpoint=http://a:1", set], ..Given::default() }, "http://set:4317/"),
+    ] {
+        let settings = load_given(&given).unwrap().settings;
+        assert_eq!(settings.receivers.logs.endpoint.to_string(), want);
+        assert_eq!(settings.outputs, [Output::Otlp], "an endpoint makes OTLP the output");
+        let ratio = if given.file.is_some() { 0.1 } else { 1.0 };
+        assert!((settings.sampling_ratio - ratio).abs() < f64::EPSILON);
+    }
+}
+
+#[test]
+fn the_standard_variables_are_understood() {
+    let settings = load_given(&Given {
+        env: &[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://traces:9/custom/path"),
+            ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s%20ecret, X-Tenant=a"),
+            ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x-tenant=b"),
+            ("OTEL_SERVICE_NAME", "named"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=prod,team=a%2Cb"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", ""),
+        ],
+        ..Given::default()
+    })
+    .unwrap()
+    .settings;
+    let (logs, traces) = (&settings.receivers.logs, &settings.receivers.traces);
+    assert_eq!(logs.endpoint, "http://all:4318/v1/logs");
+    assert_eq!(traces.endpoint, "https://traces:9/custom/path");
+    assert_eq!((logs.protocol, traces.protocol), (Protocol::Http, Protocol::Http));
+    assert_eq!((logs.compression, traces.compression), (Some(Compression::Gzip), None));
+    assert_eq!(logs.timeout, Duration::from_millis(2500));
+    let header = |r: &Receiver, name: &str| {
+        r.headers.iter().rev().find(|(n, _)| n.as_str() == name).map(|(_, v)| v.to_str().unwrap().to_owned())
+    };
+    assert_eq!(header(logs, "api-key").as_deref(), Some("s ecret"));
+    assert_eq!(header(logs, "x-tenant").as_deref(), Some("b"));
+    assert_eq!(header(traces, "x-tenant").as_deref(), Some("a"));
+    assert_eq!(settings.service_name.as_deref(), Some("named"));
+    let attributes = BTreeMap::from([
+        ("deployment.environment.name".to_owned(), "prod".to_owned()),
+        ("team".to_owned(), "a,b".to_owned()),
+    ]);
+    assert_eq!(settings.resource_attributes, attributes);
+}
+
+#[test]
+fn the_protocol_follows_from_the_endpoint_unless_given() {
+    for (set, protocol, endpoint) in [
+        (&[][..], Protocol::Grpc, "http://localhost:4317/"),
+        (&["otlp.protocol=http/protobuf"][..], Protocol::Http, "http://localhost:4318/v1/logs"),
+        (&["otlp.endpoint=http://c:4317"][..], Protocol::Grpc, "http://c:4317/"),
+        (&["otlp.endpoint=http://c:4318"][..], Protocol::Http, "http://c:4318/v1/logs"),
+        (&["otlp.endpoint=http://c/otlp/"][..], Protocol::Http, "http://c/otlp/v1/logs"),
+        (&["otlp.endpoint=http://c:4318", "otlp.protocol=grpc"][..], Protocol::Grpc, "http://c:4318/"),
+    ] {
+        let logs = load_given(&Given { set, ..Given::default() }).unwrap().settings.receivers.logs;
+        assert_eq!((logs.protocol, logs.endpoint.to_string().as_str()), (protocol, endpoint), "{set:?}");
+    }
+}
+
+#[test]
+fn values_are_toml_or_else_strings() {
+    let settings = load_given(&Given {
+        env: &[("FLOWEND_TARGETS", "a.slice, b.slice"), ("FLOWEND_IDS__KEY", "1234"), ("FLOWEND_PROCESS__ENABLED", "false")],
+        set: &["outputs=[\"json\", \"text\"]", "ring.bytes=65536", "resource.service_name=\"quoted\"", "otlp.headers.a.b=1"],
+        ..Given::default()
+    })
+    .unwrap()
+    .settings;
+    assert_eq!(settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.slice", "b.slice"]);
+    assert_eq!((settings.ids_key.as_str(), settings.process, settings.ring_bytes), ("1234", false, 65536));
+    assert_eq!(settings.outputs, [Output::Json, Output::Text]);
+    assert_eq!(settings.service_name.as_deref(), Some("quoted"));
+    assert_eq!(settings.receivers.logs.headers[0].0, "a.b");
+}
+
+#[test]
+fn what_kubernetes_injects_breaks_nothing() {
+    let env = &[
+        ("FLOWEND_SERVICE_HOST", "10.96.0.7"),
+        ("FLOWEND_SERVICE_PORT", "4317"),
+        ("FLOWEND_SERVICE_PORT_OTLP_GRPC", "4317"),
+        ("FLOWEND_PORT", "tcp://10.96.0.7:4317"),
+        ("FLOWEND_PORT_4317_TCP", "tcp://10.96.0.7:4317"),
+        ("FLOWEND_PORT_4317_TCP_PROTO", "tcp"),
+        ("FLOWEND_PORT_4317_TCP_PORT", "4317"),
+        ("FLOWEND_PORT_4317_TCP_ADDR", "10.96.0.7"),
+        ("FLOWEND_PORT_53_UDP", "udp://[fd00::1]:53"),
+        ("FLOWEND_PORT_53_UDP_ADDR", "fd00::1"),
+        ("FLOWEND_PORT_9_SCTP", "sctp://10.96.0.7:9"),
+        ("FLOWEND_PORT_9_SCTP_PROTO", "sctp"),
+        ("FLOWEND_ANYNAME_SERVICE_HOST", "10.96.0.8"),
+        ("FLOWEND_ANYNAME_SERVICE_PORT", "80"),
+        ("FLOWEND_ANYNAME_SERVICE_PORT_HTTP", "80"),
+        ("FLOWEND_ANYNAME_PORT_80_TCP_ADDR", "10.96.0.8"),
+        ("FLOWEND_OTLP__PORT", "tcp://10.96.0.9:1"),
+        ("FLOWEND_CONFIG", "/nowhere"),
+    ];
+    let settings = load_given(&Given { env, ..Given::default() }).unwrap().settings;
+    assert_eq!(settings.outputs, [Output::Text]);
+}
+
+#[test]
+fn each_mistake_names_its_place_and_the_remedy() {
+    let file = |text| Given { file: Some(text), ..Given::default() };
+    let set = |set| Given { set, ..Given::default() };
+    let env = |env| Given { env, ..Given::default() };
+    let cases: &[(Given<'_>, &[&str])] = &[
+        (file("targts = [\"/\"]"), &["file FILE: unknown key `targts`", "did you mean `targets`?"]),
+        (file("[otlp]\nport = 1"), &["file FILE: unknown key `otlp.port`"]),
+        (file("[nonsense.deep]\na = 1"), &["unknown key `nonsense.deep.a`", "print-config"]),
+        (file("targets = \"/\""), &["file FILE: key `targets` must be a list", "default: [\"/\"]", "not a string (\"/\")"]),
+        (file("targets = [1]"), &["key `targets` must be a list of strings, not a number (1)"]),
+        (file("otlp = 1"), &["key `otlp` must be a table, not a number (1)"]),
+        (file("sampling.ratio = \"all\""), &["key `sampling.ratio` must be a number (default: 1.0)"]),
+        (file("ring.bytes = 1.5"), &["key `ring.bytes` must be", "1.5"]),
+        (file("targets = [\n"), &["file FILE: not valid TOML", "line 1"]),
+        (file("ring.bytes = 5000"), &["file FILE: key `ring.bytes`: 5000 is no power of two", "try 8388608"]),
+        (env(&[("FLOWEND_SAMPLNG__RATIO", "1")]), &["variable FLOWEND_SAMPLNG__RATIO: unknown key `samplng.ratio`", "did you mean `sampling.ratio`?"]),
+        (env(&[("FLOWEND_SAMPLING__RATIO", "2")]), &["variable FLOWEND_SAMPLING__RATIO: key `sampling.ratio`: 2 is not between 0 and 1"]),
+        (env(&[("FLOWEND_OTLP__PORT", "4317")]), &["variable FLOWEND_OTLP__PORT: unknown key `otlp.port`"]),
+        (env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]), &["variable OTEL_EXPORTER_OTLP_ENDPOINT: key `otlp.endpoint`", "must begin with http://"]),
+        (env(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]), &["variable OTEL_EXPORTER_OTLP_PROTOCOL", "\"http/json\" is none of \"grpc\", \"http/protobuf\""]),
+        (env(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")]), &["variable OTEL_EXPORTER_OTLP_TIMEOUT", "milliseconds"]),
+        (env(&[("OTEL_EXPORTER_OTLP_HEADERS", "novalue")]), &["variable OTEL_EXPORTER_OTLP_HEADERS", "`novalue` is no key=value"]),
+        (set(&["sampling.ratio"]), &["--set sampling.ratio: expected KEY=VALUE"]),
+        (set(&["a.b=1"]), &["--set a.b: unknown key `a.b`"]),
+        (set(&["export.interval=soon"]), &["--set export.interval: key `export.interval`: \"soon\" is no duration"]),
+        (set(&["ring.drain_interval=0s"]), &["must be more than nothing"]),
+        (set(&["targets=[]"]), &["key `targets`: empty"]),
+        (set(&["targets=a/../b"]), &["must not hold \"..\""]),
+        (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),
+        (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
+        (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
+        (set(&["otlp.endpoint=http://"]), &["--set otlp.endpoint", "\"http://\""]),
+    ];
+    for (given, words) in cases {
+        let error = match load_given(given) {
+            Ok(_) => panic!("accepted: {:?} {:?} {:?}", given.file, given.env, given.set),
+            Err(error) => error,
+        };
+        for word in *words {
+            assert!(error.contains(word), "{error}\nlacks: {word}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let sources = Sources { file: Some("/no/such.toml".into()), ..Sources::default() };
+    let error = load(&sources).unwrap_err().to_string();
+    assert!(error.contains("configuration file /no/such.toml") && error.contains("--config"), "{error}");
+}
+
+#[test]
+fn print_config_says_where_and_hides_secrets() {
+    let layered = load_given(&Given {
+        file: Some("[flows]\nmax = 5\n[otlp.headers]\n\"x.key\" = \"hush\"\n"),
+        env: &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush@c:4317"), ("FLOWEND_IDS__KEY", "hush")],
+        set: &["sampling.ratio=0.5"],
+    })
+    .unwrap();
+    let text = print(&layered);
+    let line = |key: &str| text.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"));
+    assert!(!text.contains("hush"), "{text}");
+    assert!(line("flows.max = 5 ").contains("# file "));
+    assert!(line("otlp.headers.\"x.key\" = \"<redacted>\"").contains("# file "));
+    assert!(line("otlp.endpoint = \"http://<redacted>@c:4317\"").contains("# variable OTEL_EXPORTER_OTLP_ENDPOINT"));
+    assert!(line("ids.key = \"<redacted>\"").contains("# variable FLOWEND_IDS__KEY"));
+    assert!(line("sampling.ratio = 0.5 ").contains("# --set sampling.ratio"));
+    assert!(line("targets = [\"/\"] ").ends_with("# default"));
+    // Nothing set: the public default is no secret.
+    let text = print(&load_given(&Given::default()).unwrap());
+    assert!(text.contains("ids.key = \"flowend\""), "{text}");
+    // What is printed is TOML.
+    assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+}
+
+#[test]
+fn a_variable_that_is_not_supported_is_said() {
+    let env = &[("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")];
+    let layered = load_given(&Given { env, ..Given::default() }).unwrap();
+    assert_eq!(layered.warnings.len(), 1);
+    assert!(layered.warnings[0].contains("OTEL_EXPORTER_OTLP_CERTIFICATE"));
+}
