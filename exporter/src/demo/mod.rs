@@ -19,7 +19,7 @@ use crate::config::{Output, Profile, Protocol, Settings};
 use crate::run::Sidecar;
 use crate::targets::Pattern;
 
-use receiver::Receiver;
+pub use receiver::{Item, Received, Receiver};
 pub use traffic::traffic;
 use traffic::Ending;
 
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     let mount = cgroup::find_mount()?;
     let cgroup = DemoCgroup::make(&mount)?;
-    let mut receiver = Receiver::start().await.context("the demo's own OTLP receiver")?;
+    let receiver = Receiver::start().await.context("the demo's own OTLP receiver")?;
 
     settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
     settings.outputs = vec![Output::Otlp];

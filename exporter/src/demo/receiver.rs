@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
@@ -25,11 +26,54 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-/// What was received.
+/// One log record or span, with what it was sent under.
+#[derive(Clone, Debug)]
+pub struct Item<T> {
+    /// Attributes of the resource.
+    pub resource: Vec<KeyValue>,
+    /// Who made it.
+    pub scope: Option<InstrumentationScope>,
+    /// The log record or span.
+    pub item: T,
+}
+
+/// What was received, in the order of arrival.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Received {
-    pub(super) logs: Vec<LogRecord>,
-    pub(super) spans: Vec<Span>,
+pub struct Received {
+    /// Log records.
+    pub logs: Vec<Item<LogRecord>>,
+    /// Spans.
+    pub spans: Vec<Item<Span>>,
+}
+
+impl Received {
+    /// Takes in a request of the logs signal.
+    pub fn add_logs(&mut self, request: ExportLogsServiceRequest) {
+        for resource in request.resource_logs {
+            let attributes = resource.resource.map(|r| r.attributes).unwrap_or_default();
+            for scope in resource.scope_logs {
+                self.logs.extend(scope.log_records.into_iter().map(|item| Item {
+                    resource: attributes.clone(),
+                    scope: scope.scope.clone(),
+                    item,
+                }));
+            }
+        }
+    }
+
+    /// Takes in a request of the traces signal.
+    pub fn add_spans(&mut self, request: ExportTraceServiceRequest) {
+        for resource in request.resource_spans {
+            let attributes = resource.resource.map(|r| r.attributes).unwrap_or_default();
+            for scope in resource.scope_spans {
+                self.spans.extend(scope.spans.into_iter().map(|item| Item {
+                    resource: attributes.clone(),
+                    scope: scope.scope.clone(),
+                    item,
+                }));
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +83,7 @@ struct Shared {
 }
 
 /// Stops when dropped.
-pub(super) struct Receiver {
+pub struct Receiver {
     port: u16,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
@@ -47,7 +91,10 @@ pub(super) struct Receiver {
 
 impl Receiver {
     /// On a free port of loopback.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When no port can be listened on.
+    pub async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
@@ -69,16 +116,18 @@ impl Receiver {
         Ok(Self { port, shared, server })
     }
 
-    pub(super) fn endpoint(&self) -> String {
+    /// As `otlp.endpoint` takes it.
+    pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(super) fn received(&self) -> Received {
+    /// What has come so far.
+    pub fn received(&self) -> Received {
         self.shared.lock().clone()
     }
 
     /// Until there are `n` records of each signal, or `patience` is over.
-    pub(super) async fn wait_for(&mut self, n: usize, patience: Duration) {
+    pub async fn wait_for(&self, n: usize, patience: Duration) {
         let all_here = async {
             loop {
                 let changed = self.shared.changed.notified();
@@ -113,9 +162,7 @@ impl LogsService for Shared {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let resources = request.into_inner().resource_logs;
-        let scopes = resources.into_iter().flat_map(|r| r.scope_logs);
-        self.lock().logs.extend(scopes.flat_map(|s| s.log_records));
+        self.lock().add_logs(request.into_inner());
         self.changed.notify_waiters();
         Ok(Response::new(ExportLogsServiceResponse { partial_success: None }))
     }
@@ -127,9 +174,7 @@ impl TraceService for Shared {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let resources = request.into_inner().resource_spans;
-        let scopes = resources.into_iter().flat_map(|r| r.scope_spans);
-        self.lock().spans.extend(scopes.flat_map(|s| s.spans));
+        self.lock().add_spans(request.into_inner());
         self.changed.notify_waiters();
         Ok(Response::new(ExportTraceServiceResponse { partial_success: None }))
     }

@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 
-use super::receiver::Received;
+use super::Received;
 use super::traffic::{Ending, Role};
 use crate::record::EVENT_NAME;
 
@@ -44,13 +44,18 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
     let logs: Vec<_> = received
         .logs
         .iter()
-        .map(|log| (log, flat(&log.attributes)))
+        .map(|log| (&log.item, flat(&log.item.attributes)))
         .filter(|(_, a)| is_of(a, local, peer))
         .collect();
     let [(log, attributes)] = logs.as_slice() else {
         return Err(format!("{} log records instead of one", logs.len()));
     };
-    let spans: Vec<_> = received.spans.iter().filter(|s| is_of(&flat(&s.attributes), local, peer)).collect();
+    let spans: Vec<_> = received
+        .spans
+        .iter()
+        .map(|span| &span.item)
+        .filter(|span| is_of(&flat(&span.attributes), local, peer))
+        .collect();
     let [span] = spans.as_slice() else {
         return Err(format!("{} spans instead of one", spans.len()));
     };
@@ -123,7 +128,8 @@ fn check_trace(ending: &Ending, role: Role, span: &Span, received: &Received) ->
     let client = received
         .spans
         .iter()
-        .find(|s| is_of(&flat(&s.attributes), ending.client, ending.server))
+        .map(|span| &span.item)
+        .find(|span| is_of(&flat(&span.attributes), ending.client, ending.server))
         .ok_or("no span of the client")?;
     if (&span.trace_id, &span.parent_span_id) != (&client.trace_id, &client.span_id) {
         return Err("the server's span is not below the client's".into());

@@ -1,0 +1,58 @@
+//! `flowend demo`: true, or it fails and says why.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+
+use super::support::{Flowend, can_run};
+
+#[test]
+fn the_demo_is_true_and_leaves_nothing_behind() {
+    if !can_run("the_demo_is_true_and_leaves_nothing_behind", &[]) {
+        return;
+    }
+    let output = Flowend::command(&["demo"]).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    for words in ["closed by the client", "closed by the server", "reset by the client", "reset by the server", "half-closed", "refused", "all true: "] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+    let name = stdout.split("cgroup /").nth(1).and_then(|s| s.split(':').next()).unwrap();
+    let folder = flowend::cgroup::find_mount().unwrap().join(name);
+    assert!(!folder.exists(), "{} is left behind", folder.display());
+}
+
+/// Detaches every link of a process, as another privileged program might.
+fn detach_links_of(pid: u32) -> usize {
+    let mut detached = 0;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let id = text
+            .lines()
+            .find_map(|line| line.strip_prefix("link_id:"))
+            .map(|id| id.trim().to_owned())
+            .filter(|_| text.contains("link_type:\tcgroup"));
+        if let Some(id) = id {
+            let done = Command::new("bpftool").args(["link", "detach", "id", &id]).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin").status().unwrap();
+            detached += usize::from(done.success());
+        }
+    }
+    detached
+}
+
+#[test]
+fn the_demo_fails_when_its_programs_are_detached_midway() {
+    if !can_run("the_demo_fails_when_its_programs_are_detached_midway", &["bpftool"]) {
+        return;
+    }
+    let mut child = Flowend::command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.contains("making connections"), "{first}");
+    assert!(detach_links_of(child.id()) >= 3, "nothing to detach");
+    let stdout: Vec<_> = lines.map_while(Result::ok).collect();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{stdout:?}{stderr}");
+    assert!(stderr.contains("were detached from the cgroup by somebody else"), "{stderr}");
+    assert!(stdout.iter().any(|line| line.starts_with("wrong: ")), "{stdout:?}");
+}

@@ -1,0 +1,15 @@
+//! Rings 2 and 3: the built programs in this kernel, real sockets in real cgroups, real receivers.
+//!
+//! They need root, and some of them a Debian tool. Without it they say on stderr that they are
+//! skipped; with TEST_REQUIRE=all a skip is a failure.
+
+mod bad_input;
+mod collector;
+mod connections;
+mod demo;
+mod http;
+mod nat;
+mod own;
+mod programs;
+mod support;
+mod targets;

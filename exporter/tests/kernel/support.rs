@@ -1,0 +1,384 @@
+//! What the tests share: requirements, cgroups, namespaces, puppets, the program itself.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+
+/// Longer than anything here takes; a test that reaches it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longer than a delayed ACK (40 ms): one step of a connection is over before the next begins.
+pub(crate) fn step() {
+    std::thread::sleep(Duration::from_millis(60));
+}
+
+/// Says whether the test can run: as root, and with these tools on the PATH. Ends the test by a
+/// failure where CI demands that it runs.
+#[must_use]
+pub(crate) fn can_run(test: &str, tools: &[&str]) -> bool {
+    let mut lacks = Vec::new();
+    if !nix::unistd::geteuid().is_root() {
+        lacks.push("root".to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for tool in tools {
+        let found = std::env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+            .any(|folder| folder.join(tool).is_file());
+        if !found {
+            lacks.push(format!("the tool {tool}"));
+        }
+    }
+    lacks.is_empty() || skip(test, &lacks.join(", "))
+}
+
+/// Says that a test is skipped, or fails it; returns false.
+pub(crate) fn skip(test: &str, lacks: &str) -> bool {
+    let required = std::env::var("TEST_REQUIRE").is_ok_and(|v| v == "all");
+    assert!(!required, "TEST_REQUIRE=all, and {test} needs {lacks}");
+    // Not eprintln: the harness would keep it to itself.
+    let _ = writeln!(std::io::stderr(), "\n*** SKIPPED {test}: needs {lacks} ***");
+    false
+}
+
+/// A number that no other fixture of this machine has.
+fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A cgroup of its own, removed when dropped.
+pub(crate) struct Cgroup {
+    /// As a target is written.
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+}
+
+impl Cgroup {
+    pub(crate) fn new() -> Self {
+        Self::named(&format!("flowend-test-{}", unique()))
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        let folder = flowend::cgroup::find_mount().expect("cgroup v2").join(name);
+        std::fs::create_dir(&folder).expect("make a cgroup");
+        Self { name: format!("/{name}"), folder }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for _ in 0..200 {
+            match std::fs::remove_dir(&self.folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+        let _ = writeln!(std::io::stderr(), "cgroup {} is left behind", self.folder.display());
+    }
+}
+
+/// Runs a command of iproute2 or nftables.
+pub(crate) fn run(command: &str, args: &[&str]) {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(command).args(args).env("PATH", path).output().expect(command);
+    assert!(output.status.success(), "{command} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A network namespace of its own with loopback up, removed when dropped.
+pub(crate) struct Netns {
+    pub(crate) name: String,
+}
+
+impl Netns {
+    pub(crate) fn new() -> Self {
+        let name = format!("flowend-{}", unique());
+        run("ip", &["netns", "add", &name]);
+        let netns = Self { name };
+        netns.ip(&["link", "set", "lo", "up"]);
+        netns
+    }
+
+    /// Runs `ip` inside.
+    pub(crate) fn ip(&self, args: &[&str]) {
+        run("ip", &[&["-n", &self.name], args].concat());
+    }
+
+    /// Runs any command inside.
+    pub(crate) fn exec(&self, args: &[&str]) {
+        run("ip", &[&["netns", "exec", &self.name], args].concat());
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        run("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// A process that makes connections on command (testing/puppet.rs).
+pub(crate) struct Puppet {
+    child: Killed,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// A connection or listener of a puppet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Socket {
+    pub(crate) id: u32,
+    pub(crate) local: SocketAddr,
+    /// Of a connection.
+    pub(crate) peer: Option<SocketAddr>,
+}
+
+impl Puppet {
+    pub(crate) fn in_cgroup(cgroup: &Cgroup) -> Self {
+        Self::start(&["--cgroup".as_ref(), cgroup.folder.as_ref()])
+    }
+
+    pub(crate) fn outside() -> Self {
+        Self::start(&[])
+    }
+
+    pub(crate) fn start(args: &[&Path]) -> Self {
+        let program = std::env::current_exe().expect("own path");
+        let program = program.parent().and_then(Path::parent).expect("target folder").join("examples/puppet");
+        let mut child = Command::new(&program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; a plain `cargo test` builds it, and so does `cargo build --examples`", program.display()));
+        let commands = child.stdin.take().expect("stdin");
+        let answers = BufReader::new(child.stdout.take().expect("stdout"));
+        let mut puppet = Self { child: Killed(child), commands, answers };
+        assert_eq!(puppet.answer(), Ok("ready".into()));
+        puppet
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// One command, which must be obeyed.
+    pub(crate) fn tell(&mut self, command: &str) -> String {
+        self.ask(command).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// One command and its answer.
+    pub(crate) fn ask(&mut self, command: &str) -> Result<String, String> {
+        writeln!(self.commands, "{command}").expect("the puppet is gone");
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("the puppet is gone");
+        let (word, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
+        if word == "ok" { Ok(rest.into()) } else { Err(rest.into()) }
+    }
+
+    pub(crate) fn listen(&mut self, address: &str) -> Socket {
+        parse(&self.tell(&format!("listen {address}")))
+    }
+
+    pub(crate) fn connect(&mut self, address: SocketAddr) -> Socket {
+        parse(&self.tell(&format!("connect {address}")))
+    }
+
+    pub(crate) fn accept(&mut self, listener: Socket) -> Socket {
+        parse(&self.tell(&format!("accept {}", listener.id)))
+    }
+
+    pub(crate) fn send(&mut self, socket: Socket, n: usize) {
+        self.tell(&format!("send {} {n}", socket.id));
+    }
+
+    pub(crate) fn recv(&mut self, socket: Socket, n: usize) {
+        self.tell(&format!("recv {} {n}", socket.id));
+    }
+
+    pub(crate) fn close(&mut self, socket: Socket) {
+        self.tell(&format!("close {}", socket.id));
+    }
+
+    /// Closes with an RST.
+    pub(crate) fn reset(&mut self, socket: Socket) {
+        self.tell(&format!("linger0 {}", socket.id));
+        self.close(socket);
+    }
+}
+
+fn parse(answer: &str) -> Socket {
+    let mut words = answer.split(' ');
+    let mut next = || words.next();
+    Socket {
+        id: next().and_then(|w| w.parse().ok()).expect("an id"),
+        local: next().and_then(|w| w.parse().ok()).expect("an address"),
+        peer: next().and_then(|w| w.parse().ok()),
+    }
+}
+
+/// The program itself, as a user starts it.
+pub(crate) struct Flowend {
+    child: Killed,
+    stdout: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<String>>,
+}
+
+impl Flowend {
+    pub(crate) fn command(args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowend"));
+        command.args(args);
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|n| n.starts_with("OTEL_") || n.starts_with("FLOWEND_")) {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// `flowend run` with these options, and waits until it is attached.
+    pub(crate) fn run(args: &[&str]) -> Self {
+        Self::spawn(Self::command(&[&["run"], args].concat()))
+    }
+
+    pub(crate) fn spawn(command: Command) -> Self {
+        let flowend = Self::spawn_unattached(command);
+        flowend.wait_for_message("reporting the ends");
+        flowend
+    }
+
+    pub(crate) fn spawn_unattached(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("flowend");
+        let stdout = collect(child.stdout.take().expect("stdout"));
+        let stderr = collect(child.stderr.take().expect("stderr"));
+        Self { child: Killed(child), stdout, stderr }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.lock().expect("lock").clone()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().expect("lock").clone()
+    }
+
+    pub(crate) fn wait_for_message(&self, words: &str) {
+        wait_until(|| self.stderr().contains(words), || format!("no \"{words}\" in: {}", self.stderr()));
+    }
+
+    /// The JSON lines so far.
+    pub(crate) fn json(&self) -> Vec<serde_json::Value> {
+        // The last line may not be whole yet.
+        let text = self.stdout();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+    }
+
+    /// SIGTERM, and waits for the end; the exit status and all of stderr.
+    pub(crate) fn stop(mut self) -> (Option<i32>, String) {
+        kill(Pid::from_raw(self.child.0.id().cast_signed()), Signal::SIGTERM).expect("kill");
+        let mut code = None;
+        wait_until(
+            || match self.child.0.try_wait().expect("wait") {
+                Some(status) => {
+                    code = status.code();
+                    true
+                }
+                None => false,
+            },
+            || "flowend does not stop".into(),
+        );
+        // The readers see the end of the pipes a moment later.
+        std::thread::sleep(Duration::from_millis(50));
+        (code, self.stderr())
+    }
+}
+
+/// A process that does not outlive its test.
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Reads a pipe to its end in the background.
+pub(crate) fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let shared = Arc::clone(&text);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            let Ok(line) = line else { return };
+            let mut text = shared.lock().expect("lock");
+            text.push_str(&line);
+            text.push('\n');
+        }
+    });
+    text
+}
+
+/// Looks until it is so; fails with `words` after [`PATIENCE`].
+pub(crate) fn wait_until(mut so: impl FnMut() -> bool, words: impl Fn() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "{}", words());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Attributes by key.
+pub(crate) type Attributes = BTreeMap<String, Value>;
+
+pub(crate) fn flat(attributes: &[KeyValue]) -> Attributes {
+    let value = |v: &AnyValue| v.value.clone();
+    let flat: Attributes = attributes
+        .iter()
+        .map(|kv| (kv.key.clone(), kv.value.as_ref().and_then(value).expect("a value")))
+        .collect();
+    assert_eq!(flat.len(), attributes.len(), "a key stands twice");
+    flat
+}
+
+pub(crate) fn text(attributes: &Attributes, key: &str) -> String {
+    match attributes.get(key) {
+        Some(Value::StringValue(s)) => s.clone(),
+        other => panic!("{key}: {other:?} is no string"),
+    }
+}
+
+pub(crate) fn int(attributes: &Attributes, key: &str) -> i64 {
+    match attributes.get(key) {
+        Some(Value::IntValue(n)) => *n,
+        other => panic!("{key}: {other:?} is no integer"),
+    }
+}
