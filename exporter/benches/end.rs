@@ -1,1 +1,231 @@
-fn main(){}
+//! User-space cost of an end, stage by stage: `cargo bench --bench end`.
+//!
+//! Synthetic connections with both ends watched, as the probe reports them: 13 events for two ends.
+//! Each stage includes those before it. The baseline, in the same run, is reading the events out of
+//! their bytes and doing nothing with them.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flowend::config::Profile;
+use flowend::encode::{self, LogEncoder};
+use flowend::enrich::{Processes, WorkloadSettings, Workloads};
+use flowend::export::{OwnSockets, Queue};
+use flowend::flow::FlowTable;
+use flowend::ids::Ids;
+use flowend::ledger::{Ledger, OutputLedger};
+use flowend::pipeline::{Pipeline, Stages};
+use flowend::record::Record;
+use flowend::sample::Sampler;
+use flowend_probe_types::{
+    ACK, Addr, Event, EventKind, FIN, ProcessEvent, SYN, TcpEvent, TcpState,
+};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::transform::logs::tonic::group_logs_by_resource_and_scope;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_sdk::logs::LogBatch;
+use prost::Message as _;
+
+const CONNECTIONS: u64 = 50_000;
+const ENDS: u64 = 2 * CONNECTIONS;
+const ROUNDS: usize = 7;
+const BATCH: usize = 512;
+
+fn main() {
+    let events = events();
+    println!(
+        "{ENDS} ends, {} events; ns of CPU time per end, median of {ROUNDS} rounds",
+        events.len()
+    );
+    println!(
+        "{:44} {:>8} {:>8} {:>14}",
+        "stage (each with those before it)", "ns/end", "ratio", "ends/s on a core"
+    );
+    let stages: [(&str, Stage); 4] = [
+        ("read the events (baseline)", read),
+        ("flow state machine", flow),
+        ("enrich, ids, sample, queue", pipeline),
+        ("encode log and span to OTLP protobuf", encoded),
+    ];
+    let mut times = vec![Vec::new(); stages.len()];
+    for _ in 0..ROUNDS {
+        for (stage, times) in stages.iter().zip(&mut times) {
+            let start = Instant::now();
+            let ends = (stage.1)(&events);
+            times.push(start.elapsed());
+            assert!(ends == 0 || ends == ENDS, "{}: {ends} ends", stage.0);
+        }
+    }
+    let mut baseline = 0.0;
+    for ((name, _), times) in stages.iter().zip(&mut times) {
+        times.sort();
+        let ns = times[times.len() / 2].as_nanos() as f64 / ENDS as f64;
+        if baseline == 0.0 {
+            baseline = ns;
+        }
+        println!("{name:44} {ns:8.0} {:8.1} {:14.0}", ns / baseline, 1e9 / ns);
+    }
+}
+
+/// Takes all events; the number of ends it got out of them.
+type Stage = fn(&[Step]) -> u64;
+
+/// One event as it lies in the ring, or one that the bench gives ready-made.
+enum Step {
+    Ring(TcpEvent),
+    Process(ProcessEvent),
+}
+
+fn decode(step: &Step) -> Event {
+    match step {
+        Step::Ring(event) => Event::decode(black_box(event.as_bytes())).expect("an event"),
+        Step::Process(event) => Event::Process(EventKind::Connect, *event),
+    }
+}
+
+fn read(steps: &[Step]) -> u64 {
+    for step in steps {
+        black_box(decode(step));
+    }
+    0
+}
+
+fn flow(steps: &[Step]) -> u64 {
+    let mut table = FlowTable::new(1 << 18);
+    let mut ends = 0;
+    let mut count = |end| {
+        black_box(end);
+        ends += 1;
+    };
+    for step in steps {
+        table.apply(&decode(step), &mut count);
+    }
+    table.finish(&mut count);
+    ends
+}
+
+fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
+    let queue = Queue::new(ENDS as usize, OutputLedger::new("bench"));
+    let mut pipeline = Pipeline::new(
+        1 << 18,
+        Stages {
+            processes: Processes::new(1 << 18),
+            workloads: Workloads::new("/nonexistent".into(), WorkloadSettings::default()),
+            own: OwnSockets::default(),
+            ids: Ids::new("bench", 1),
+            peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
+            sampler: Sampler::new(1.0),
+            ledger: Arc::new(Ledger::default()),
+            queues: vec![Arc::clone(&queue)],
+        },
+    );
+    for step in steps {
+        pipeline.event(&decode(step), 0);
+    }
+    pipeline.finish(0);
+    queue
+}
+
+fn pipeline(steps: &[Step]) -> u64 {
+    run_pipeline(steps).ledger().in_flight()
+}
+
+fn encoded(steps: &[Step]) -> u64 {
+    let queue = run_pipeline(steps);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let logs = LogEncoder::new(Profile::Semconv);
+    let scope = encode::scope();
+    let mut ends = 0;
+    let mut wire = Vec::new();
+    while let Some(batch) = runtime.block_on(queue.take(BATCH, Duration::ZERO)) {
+        let resource = (&batch[0].workload.resource).into();
+        let records: Vec<_> = batch.iter().map(|r| logs.encode(r)).collect();
+        let with_scope: Vec<_> = records.iter().map(|r| (r, &logs.scope)).collect();
+        let resource_logs =
+            group_logs_by_resource_and_scope(&LogBatch::new(&with_scope), &resource);
+        wire.clear();
+        ExportLogsServiceRequest { resource_logs }.encode(&mut wire).expect("memory");
+        let spans = batch.iter().map(|r| encode::span(r, Profile::Semconv, &scope)).collect();
+        let resource_spans = group_spans_by_resource_and_scope(spans, &resource);
+        wire.clear();
+        ExportTraceServiceRequest { resource_spans }.encode(&mut wire).expect("memory");
+        black_box(&wire);
+        ends += batch.len() as u64;
+        queue.settle(batch.len());
+    }
+    ends
+}
+
+/// Both ends of each connection, closed by the client, interleaved as the kernel would.
+fn events() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for n in 0..CONNECTIONS {
+        let (client, server, listener) = (2 * n + 10, 2 * n + 11, 1);
+        let port = 10_000 + (n % 50_000) as u16;
+        let isn = (n as u32).wrapping_mul(2_654_435_761);
+        let mut time = n * 20_000;
+        let mut push =
+            |kind: EventKind, cookie: u64, flags: u8, state: TcpState, seq: u32, ack: u32| {
+                time += 1_000;
+                let of_client = cookie == client;
+                let (a, b) = (
+                    Addr::v4(u32::from_ne_bytes([10, 0, 0, 1])),
+                    Addr::v4(u32::from_ne_bytes([10, 0, 0, 2])),
+                );
+                let of_socket = matches!(
+                    kind,
+                    EventKind::ActiveEstablished
+                        | EventKind::PassiveEstablished
+                        | EventKind::Closed
+                );
+                steps.push(Step::Ring(TcpEvent {
+                    kind: kind as u8,
+                    flags,
+                    state: state as u8,
+                    local_port: if of_client { port } else { 80 },
+                    remote_port: if of_client { 80 } else { port },
+                    local: if of_client { a } else { b },
+                    remote: if of_client { b } else { a },
+                    time_ns: time,
+                    cookie,
+                    cgroup_id: if of_socket { 0 } else { 1 },
+                    bytes_acked: 1000,
+                    bytes_received: 1000,
+                    seq,
+                    ack,
+                    snd_nxt: if of_client { isn.wrapping_add(1) } else { 2 },
+                    rcv_nxt: if of_client { 2 } else { isn.wrapping_add(1) },
+                    srtt_8us: 800,
+                    rtt_min_us: 90,
+                    segs_out: 5,
+                    segs_in: 5,
+                    data_segs_out: 1,
+                    data_segs_in: 1,
+                    ..TcpEvent::default()
+                }));
+            };
+        use EventKind::{ActiveEstablished, Closed, PassiveEstablished, SegmentIn, SegmentOut};
+        push(SegmentOut, client, SYN, TcpState::SynSent, isn, 0);
+        push(SegmentIn, listener, SYN, TcpState::Listen, isn, 0);
+        push(SegmentOut, listener, SYN | ACK, TcpState::Listen, 1, isn.wrapping_add(1));
+        push(SegmentIn, client, SYN | ACK, TcpState::SynSent, 1, isn.wrapping_add(1));
+        push(ActiveEstablished, client, 0, TcpState::SynSent, 0, 0);
+        push(PassiveEstablished, server, 0, TcpState::SynRecv, 0, 0);
+        push(SegmentOut, client, FIN | ACK, TcpState::FinWait1, 9, 9);
+        push(SegmentIn, server, FIN | ACK, TcpState::Established, 9, 9);
+        push(SegmentOut, server, FIN | ACK, TcpState::LastAck, 9, 9);
+        push(SegmentIn, client, FIN | ACK, TcpState::FinWait2, 9, 9);
+        push(Closed, client, 0, TcpState::FinWait2, 0, 0);
+        push(Closed, server, 0, TcpState::LastAck, 0, 0);
+        let pid = std::process::id();
+        steps.push(Step::Process(ProcessEvent {
+            cookie: client,
+            pid: pid + 1,
+            ..ProcessEvent::default()
+        }));
+    }
+    steps
+}

@@ -64,29 +64,38 @@ fn outputs(layered: &Layered) -> String {
     }
     if layered.settings.outputs.contains(&Output::Otlp) {
         let receivers = &layered.settings.receivers;
-        let _ = write!(words, "; logs to {}, traces to {}", receivers.logs.endpoint, receivers.traces.endpoint);
+        let _ = write!(
+            words,
+            "; logs to {}, traces to {}",
+            receivers.logs.endpoint, receivers.traces.endpoint
+        );
     }
     words
 }
 
 fn kernel(say: &mut impl FnMut(Verdict, &str, &str)) {
-    let release = nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".into(),
-        |u| u.release().to_string_lossy().into_owned(),
-    );
+    let release = nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned());
     let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (5, 10) {
         say(Verdict::Bad, "kernel", &format!("Linux {release}; flowend needs 5.10 or newer"));
     } else if version < (6, 6) {
-        say(Verdict::Less, "kernel", &format!("Linux {release}; IPv6 SYN-ACKs are not seen before 6.6, so rtt.handshake_us is absent for accepted IPv6 connections"));
+        say(
+            Verdict::Less,
+            "kernel",
+            &format!(
+                "Linux {release}; IPv6 SYN-ACKs are not seen before 6.6, so rtt.handshake_us is absent for accepted IPv6 connections"
+            ),
+        );
     } else {
         say(Verdict::Good, "kernel", &format!("Linux {release}"));
     }
 }
 
 /// Bits of CapEff (include/uapi/linux/capability.h).
-const CAPABILITIES: [(u32, &str); 3] = [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
+const CAPABILITIES: [(u32, &str); 3] =
+    [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_PTRACE: u32 = 19;
 
@@ -107,16 +116,17 @@ fn capabilities(say: &mut impl FnMut(Verdict, &str, &str)) {
         if has(bit) || (has(CAP_SYS_ADMIN) && bit != 12) {
             say(Verdict::Good, name, "held");
         } else {
-            say(Verdict::Bad, name, "missing; run as root, or give it to the process (systemd: AmbientCapabilities, Kubernetes: securityContext.capabilities.add)");
+            say(
+                Verdict::Bad,
+                name,
+                "missing; run as root, or give it to the process (systemd: AmbientCapabilities, Kubernetes: securityContext.capabilities.add)",
+            );
         }
     }
 }
 
 fn programs(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
-    for program in PROGRAMS {
-        if !process && program.name.contains("connect") || !process && program.name.contains("bind") {
-            continue;
-        }
+    for program in PROGRAMS.iter().filter(|p| p.is_wanted(process)) {
         match Probe::try_program(program.name) {
             Ok(()) => say(Verdict::Good, program.name, &format!("loads ({})", program.purpose)),
             Err(error) => say(Verdict::Bad, program.name, &error.to_string()),
@@ -132,13 +142,19 @@ fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict
     say(Verdict::Good, "cgroup v2", &format!("mounted at {}", mount.display()));
     let resolution = resolve(&mount, &layered.settings.targets);
     for pattern in &resolution.unmatched {
-        say(Verdict::Less, "target", &format!("{pattern}: no such cgroup yet; it is attached when it appears"));
+        say(
+            Verdict::Less,
+            "target",
+            &format!("{pattern}: no such cgroup yet; it is attached when it appears"),
+        );
     }
     let Some(mut probe) = probe else { return };
     for folder in resolution.attach.values() {
         let name = cgroup::relative(&mount, folder);
         match probe.attach(folder, &name) {
-            Ok(_detached_when_dropped) => say(Verdict::Good, "target", &format!("{name}: can be attached")),
+            Ok(_detached_when_dropped) => {
+                say(Verdict::Good, "target", &format!("{name}: can be attached"))
+            }
             Err(error) => say(Verdict::Bad, "target", &error.to_string()),
         }
     }
@@ -149,10 +165,18 @@ fn process_names(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
         return say(Verdict::Less, "process names", "switched off (process.enabled)");
     }
     if !is_in_initial_pid_namespace() {
-        return say(Verdict::Less, "process names", "flowend runs in a pid namespace of its own, so process.executable.name is absent; in Kubernetes set hostPID: true");
+        return say(
+            Verdict::Less,
+            "process names",
+            "flowend runs in a pid namespace of its own, so process.executable.name is absent; in Kubernetes set hostPID: true",
+        );
     }
     if effective() >> CAP_SYS_PTRACE & 1 == 0 {
-        return say(Verdict::Less, "process names", "without CAP_SYS_PTRACE only for processes of the same user");
+        return say(
+            Verdict::Less,
+            "process names",
+            "without CAP_SYS_PTRACE only for processes of the same user",
+        );
     }
     say(Verdict::Good, "process names", "readable");
 }

@@ -16,6 +16,7 @@ pub fn boot_to_unix_ns() -> u64 {
 fn now(clock: ClockId) -> u64 {
     // Both clocks exist since Linux 2.6.39, so the call cannot fail.
     clock_gettime(clock).map_or(0, |t| {
-        u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0)
+        u64::try_from(t.tv_sec()).unwrap_or(0) * 1_000_000_000
+            + u64::try_from(t.tv_nsec()).unwrap_or(0)
     })
 }

@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn another_key_or_another_isn_is_another_trace() {
-        let trace = |key, isns| Ids::new(key, 1).of(&end(Direction::Outgoing, Some(isns), 1)).trace_id;
+        let trace =
+            |key, isns| Ids::new(key, 1).of(&end(Direction::Outgoing, Some(isns), 1)).trace_id;
         let swapped = Isns { client: ISNS.server, server: ISNS.client };
         assert_ne!(trace("a", ISNS), trace("b", ISNS));
         assert_ne!(trace("a", ISNS), trace("a", swapped));

@@ -63,7 +63,8 @@ fn start_log(level: LevelFilter) {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::prelude::*;
     // Libraries speak up only when something is wrong.
-    let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flowend", level);
+    let filter =
+        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flowend", level);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -73,7 +74,11 @@ fn start_log(level: LevelFilter) {
 }
 
 fn in_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(task)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(task)
 }
 
 /// Ready at the first SIGTERM or SIGINT.

@@ -106,7 +106,10 @@ impl Sidecar {
     /// # Errors
     /// When an output ended by itself.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<Report> {
-        info!("{} cgroup(s) attached; reporting the ends of TCP connections", self.watch.attached());
+        info!(
+            "{} cgroup(s) attached; reporting the ends of TCP connections",
+            self.watch.attached()
+        );
         let watch = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);

@@ -148,9 +148,9 @@ fn children(folder: &Path, states: &[State], patterns: &[Pattern]) -> Vec<(PathB
     for state in states {
         close_over(*state, patterns, &mut open);
     }
-    let only_names = open.iter().all(|s| {
-        matches!(patterns[s.pattern].parts.get(s.at), Some(Part::Name(_)) | None)
-    });
+    let only_names = open
+        .iter()
+        .all(|s| matches!(patterns[s.pattern].parts.get(s.at), Some(Part::Name(_)) | None));
     let mut names: Vec<String> = if only_names {
         // No need to list a folder of thousands for one name.
         open.iter()
@@ -238,9 +238,15 @@ mod tests {
             (&["/", "system.slice"], &["/"]),
             (&["system.slice"], &["/system.slice"]),
             (&["/system.slice/"], &["/system.slice"]),
-            (&["system.slice/*.service"], &["/system.slice/nginx.service", "/system.slice/ssh.service"]),
+            (
+                &["system.slice/*.service"],
+                &["/system.slice/nginx.service", "/system.slice/ssh.service"],
+            ),
             (&["system.slice", "system.slice/nginx.service"], &["/system.slice"]),
-            (&["system.slice/nginx.service/sub", "system.slice/nginx.service"], &["/system.slice/nginx.service"]),
+            (
+                &["system.slice/nginx.service/sub", "system.slice/nginx.service"],
+                &["/system.slice/nginx.service"],
+            ),
             (&["kubepods.slice/**"], &["/kubepods.slice/besteffort", "/kubepods.slice/burstable"]),
             (
                 &["kubepods.slice/**/pod[12]"],
@@ -248,7 +254,10 @@ mod tests {
             ),
             (
                 &["nginx.service"],
-                &["/system.slice/nginx.service", "/user.slice/user-0.slice/app.slice/nginx.service"],
+                &[
+                    "/system.slice/nginx.service",
+                    "/user.slice/user-0.slice/app.slice/nginx.service",
+                ],
             ),
         ];
         for (patterns, want) in cases {
@@ -285,9 +294,11 @@ mod tests {
 
     #[test]
     fn bad_patterns_are_refused_with_the_reason() {
-        for (text, words) in
-            [("", "whole machine"), ("a/../b", "must not hold"), ("a/[", "unclosed character class")]
-        {
+        for (text, words) in [
+            ("", "whole machine"),
+            ("a/../b", "must not hold"),
+            ("a/[", "unclosed character class"),
+        ] {
             let error = Pattern::parse(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }

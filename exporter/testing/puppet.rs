@@ -57,7 +57,9 @@ fn obey(words: &[&str], sockets: &mut HashMap<u32, Socket>) -> Answer {
             let local = listener.local_addr()?;
             Ok(format!("{} {local}", add(sockets, Socket::Listener(listener))))
         }
-        ["connect", address] => stream(TcpStream::connect(address.parse::<SocketAddr>()?)?, sockets),
+        ["connect", address] => {
+            stream(TcpStream::connect(address.parse::<SocketAddr>()?)?, sockets)
+        }
         ["accept", id] => match sockets.get(&id.parse()?) {
             Some(Socket::Listener(listener)) => {
                 let (accepted, _) = listener.accept()?;
@@ -77,7 +79,9 @@ fn obey(words: &[&str], sockets: &mut HashMap<u32, Socket>) -> Answer {
                 ("send", [n]) => stream.write_all(&vec![b's'; n.parse()?])?,
                 ("recv", [n]) => stream.read_exact(&mut vec![0; n.parse()?])?,
                 ("shutdown", []) => stream.shutdown(Shutdown::Write)?,
-                ("linger0", []) => socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?,
+                ("linger0", []) => {
+                    socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?
+                }
                 _ => return Err("unknown command".into()),
             }
             Ok(String::new())

@@ -302,10 +302,7 @@ const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8);
 
 fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() != size_of::<T>() {
-        return Err(DecodeError::Length {
-            got: bytes.len(),
-            want: size_of::<T>(),
-        });
+        return Err(DecodeError::Length { got: bytes.len(), want: size_of::<T>() });
     }
     // SAFETY: the length was checked, and `PlainData` takes any bit pattern.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
@@ -362,7 +359,10 @@ mod tests {
             (std::vec![0; want], DecodeError::Kind(Some(0))),
             (std::vec![99; want], DecodeError::Kind(Some(99))),
             (std::vec![1; want - 1], DecodeError::Length { got: want - 1, want }),
-            (std::vec![16; want], DecodeError::Length { got: want, want: size_of::<ProcessEvent>() }),
+            (
+                std::vec![16; want],
+                DecodeError::Length { got: want, want: size_of::<ProcessEvent>() },
+            ),
         ];
         for (bytes, error) in cases {
             assert_eq!(Event::decode(&bytes), Err(error));

@@ -11,6 +11,6 @@ mod event;
 mod packet;
 
 pub use event::{
-    Addr, DecodeError, Event, EventKind, ProcessEvent, TcpEvent, TcpState, LOST_SLOTS,
+    Addr, DecodeError, Event, EventKind, LOST_SLOTS, ProcessEvent, TcpEvent, TcpState,
 };
-pub use packet::{parse, PacketBytes, Segment, Skip, ACK, FIN, PSH, RST, SYN, TERMINATING};
+pub use packet::{ACK, FIN, PSH, PacketBytes, RST, SYN, Segment, Skip, TERMINATING, parse};

@@ -178,7 +178,8 @@ mod tests {
     use std::vec::Vec;
 
     fn tcp(flags: u8, payload: usize) -> Vec<u8> {
-        let mut h = vec![0x1f, 0x90, 0xc0, 0x01, 1, 2, 3, 4, 5, 6, 7, 8, 5 << 4, flags, 0, 0, 0, 0, 0, 0];
+        let mut h =
+            vec![0x1f, 0x90, 0xc0, 0x01, 1, 2, 3, 4, 5, 6, 7, 8, 5 << 4, flags, 0, 0, 0, 0, 0, 0];
         h.extend(core::iter::repeat_n(b'x', payload));
         h
     }
@@ -271,7 +272,11 @@ mod tests {
             ("v6 header cut", v6(&[], &[])[..39].to_vec(), Skip::Truncated),
             ("v6 extension cut", v6(&[(0, vec![0; 8])], &[])[..42].to_vec(), Skip::Truncated),
             ("v6 ICMP", v6(&[(58, vec![0; 8])], &[]), Skip::NotTcp),
-            ("v6 later fragment", v6(&[(44, vec![0, 0, 0, 8, 0, 0, 0, 0])], &tcp(SYN, 0)), Skip::Fragment),
+            (
+                "v6 later fragment",
+                v6(&[(44, vec![0, 0, 0, 8, 0, 0, 0, 0])], &tcp(SYN, 0)),
+                Skip::Fragment,
+            ),
             ("v6 chain of nine", v6(&chain, &tcp(SYN, 0)), Skip::BadHeader),
         ] {
             assert_eq!(parse(&packet.as_slice()), Err(skip), "{name}");

@@ -1,9 +1,9 @@
 //! What a packet pays: the built programs and a program that does nothing, in turn, on the same
 //! packets, through BPF_PROG_TEST_RUN.
 
+use anyhow::Context as _;
 use aya::Ebpf;
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
-use anyhow::Context as _;
 
 /// Runs of one program in a round; the kernel reports the mean of them.
 const REPEAT: u32 = 1_000_000;
@@ -15,7 +15,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut flowend = load("flowend.bpf.o", &["flowend_ingress", "flowend_egress"])?;
     let mut noop = load("noop.bpf.o", &["noop_ingress", "noop_egress"])?;
     println!("ns per packet, median of {ROUNDS} rounds of {REPEAT} runs; BPF_PROG_TEST_RUN");
-    println!("{:10} {:8} {:>8} {:>8} {:>8}   {:>18}", "packet", "hook", "no-op", "flowend", "ratio", "flowend - no-op");
+    println!(
+        "{:10} {:8} {:>8} {:>8} {:>8}   {:>18}",
+        "packet", "hook", "no-op", "flowend", "ratio", "flowend - no-op"
+    );
     let mut worst = f64::MIN;
     for (name, packet) in [("IPv4 data", ipv4()), ("IPv6 data", ipv6())] {
         for hook in ["ingress", "egress"] {
@@ -43,7 +46,8 @@ fn load(file: &str, programs: &[&str]) -> anyhow::Result<Ebpf> {
     let object = std::fs::read(&path).with_context(|| format!("bpf-probes/{file}"))?;
     let mut ebpf = Ebpf::load(&object).with_context(|| format!("{file}: root is needed"))?;
     for name in programs {
-        let program: &mut CgroupSkb = ebpf.program_mut(name).context("no such program")?.try_into()?;
+        let program: &mut CgroupSkb =
+            ebpf.program_mut(name).context("no such program")?.try_into()?;
         program.load()?;
     }
     Ok(ebpf)
@@ -51,7 +55,8 @@ fn load(file: &str, programs: &[&str]) -> anyhow::Result<Ebpf> {
 
 fn measure(ebpf: &mut Ebpf, name: &str, packet: &[u8]) -> anyhow::Result<f64> {
     let program: &mut CgroupSkb = ebpf.program_mut(name).context("no such program")?.try_into()?;
-    let options = TestRunOptions { data_in: Some(packet), repeat: REPEAT, ..TestRunOptions::default() };
+    let options =
+        TestRunOptions { data_in: Some(packet), repeat: REPEAT, ..TestRunOptions::default() };
     let result = program.test_run(options)?;
     anyhow::ensure!(result.return_value == 1, "{name} does not let the packet pass");
     Ok(result.duration.as_nanos() as f64)

@@ -62,10 +62,12 @@ pub(crate) fn check() -> anyhow::Result<()> {
     );
     let built = build(&linker)?;
     for ((_, file), bytes) in OBJECTS.iter().zip(&built) {
-        let committed = std::fs::read(folder.join(file)).with_context(|| format!("bpf-probes/{file}"))?;
+        let committed =
+            std::fs::read(folder.join(file)).with_context(|| format!("bpf-probes/{file}"))?;
         if committed != *bytes {
             let at = committed.iter().zip(bytes).position(|(a, b)| a != b);
-            let place = at.map_or_else(|| "the length differs".into(), |at| format!("first at byte {at}"));
+            let place =
+                at.map_or_else(|| "the length differs".into(), |at| format!("first at byte {at}"));
             bail!(
                 "bpf-probes/{file} is not what the source gives ({} bytes committed, {} rebuilt, {place}): \
                  rebuild and commit (`cargo xtask bpf`)",
@@ -106,7 +108,16 @@ fn build(linker: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(probes())
-        .args(["build", "--release", "--locked", "--quiet", "-Z", "build-std=core", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "-Z",
+            "build-std=core",
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("PATH", path)
@@ -122,7 +133,14 @@ fn build(linker: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         .iter()
         .map(|(name, _)| {
             let file = target_dir.join(TARGET).join("release").join(name);
-            std::fs::read(&file).with_context(|| file.display().to_string())
+            let object = std::fs::read(&file).with_context(|| file.display().to_string())?;
+            // Such a name holds a hash of the folder that the source lies in.
+            ensure!(
+                !object.windows(4).any(|w| w == b"\0_RN" || w == b"\0_RI"),
+                "{name}: a function was not inlined, and its mangled name makes the object depend on the \
+                 folder it is built in: mark it #[inline(always)]"
+            );
+            Ok(object)
         })
         .collect()
 }
@@ -145,7 +163,8 @@ fn home(variable: &str, default: &str) -> anyhow::Result<PathBuf> {
     if let Some(given) = std::env::var_os(variable) {
         return Ok(given.into());
     }
-    let home = std::env::var_os("HOME").with_context(|| format!("neither {variable} nor HOME is set"))?;
+    let home =
+        std::env::var_os("HOME").with_context(|| format!("neither {variable} nor HOME is set"))?;
     Ok(Path::new(&home).join(default))
 }
 

@@ -76,15 +76,21 @@ fn pairs(name: &str, key: &str, text: &str) -> Result<Vec<(String, String)>, Con
     let bad = |pair: &str| ConfigError::Value {
         origin: format!("variable {name}"),
         key: key.into(),
-        problem: format!("`{pair}` is no key=value; expected key=value,key=value with percent-encoding"),
+        problem: format!(
+            "`{pair}` is no key=value; expected key=value,key=value with percent-encoding"
+        ),
     };
     text.split(',')
         .map(str::trim)
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
             let (k, v) = pair.split_once('=').ok_or_else(|| bad(pair))?;
-            let k = percent_encoding::percent_decode_str(k.trim()).decode_utf8().map_err(|_| bad(pair))?;
-            let v = percent_encoding::percent_decode_str(v.trim()).decode_utf8().map_err(|_| bad(pair))?;
+            let k = percent_encoding::percent_decode_str(k.trim())
+                .decode_utf8()
+                .map_err(|_| bad(pair))?;
+            let v = percent_encoding::percent_decode_str(v.trim())
+                .decode_utf8()
+                .map_err(|_| bad(pair))?;
             if k.is_empty() {
                 return Err(bad(pair));
             }
@@ -128,9 +134,8 @@ fn is_kubernetes_service_link(name: &str, value: &str) -> bool {
     let is_link = PROTOCOLS.iter().any(|p| {
         value.strip_prefix(&p.to_ascii_lowercase()).is_some_and(|rest| rest.starts_with("://"))
     });
-    let ends_in_port_number = |stem: &str| {
-        stem.rsplit_once("_PORT_").is_some_and(|(_, n)| n.parse::<u16>().is_ok())
-    };
+    let ends_in_port_number =
+        |stem: &str| stem.rsplit_once("_PORT_").is_some_and(|(_, n)| n.parse::<u16>().is_ok());
     let of_port = |suffix: &str| {
         name.strip_suffix(suffix).is_some_and(|stem| {
             PROTOCOLS.iter().any(|p| {

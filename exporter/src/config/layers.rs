@@ -269,7 +269,12 @@ fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result
     if fits {
         return Ok(());
     }
-    Err(wrong_type(key, format!("{} (default: {})", kind(default), super::print::show(default)), value, origin))
+    Err(wrong_type(
+        key,
+        format!("{} (default: {})", kind(default), super::print::show(default)),
+        value,
+        origin,
+    ))
 }
 
 fn wrong_type(key: &str, expected: String, found: &Value, origin: &str) -> ConfigError {

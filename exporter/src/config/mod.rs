@@ -23,7 +23,9 @@ pub const DEFAULT: &str = include_str!("../../../config/flowend.toml");
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file named by --config or FLOWEND_CONFIG cannot be read.
-    #[error("configuration file {path}: {cause}; name a readable file with --config, or leave it out to run with the defaults")]
+    #[error(
+        "configuration file {path}: {cause}; name a readable file with --config, or leave it out to run with the defaults"
+    )]
     File {
         /// As given.
         path: String,

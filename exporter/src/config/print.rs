@@ -25,7 +25,8 @@ pub fn print(layered: &Layered) -> String {
             (format!("{} = {shown}", quote_key(&key)), origin)
         })
         .collect();
-    let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
+    let width =
+        lines.iter().map(|(line, _)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
     let mut text = String::new();
     for (line, origin) in lines {
         let _ = writeln!(text, "{line:width$}  # {origin}");
@@ -35,7 +36,8 @@ pub fn print(layered: &Layered) -> String {
 
 /// The default id key is public; one that somebody set is not.
 fn is_secret(key: &str, origin: &str) -> bool {
-    SECRET_TABLES.iter().any(|table| key.starts_with(table)) || (key == "ids.key" && origin != "default")
+    SECRET_TABLES.iter().any(|table| key.starts_with(table))
+        || (key == "ids.key" && origin != "default")
 }
 
 /// A URL may hold `user:password@`.
@@ -50,7 +52,9 @@ fn without_password(url: &str) -> String {
 
 /// Keys below a free table may hold dots: they are quoted.
 fn quote_key(key: &str) -> String {
-    for table in ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers.", "resource.attributes."] {
+    for table in
+        ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers.", "resource.attributes."]
+    {
         if let Some(rest) = key.strip_prefix(table) {
             return format!("{table}{}", toml::Value::from(rest));
         }

@@ -143,9 +143,10 @@ pub struct Export {
 
 impl Settings {
     pub(super) fn resolve(raw: RawSettings, origin: Origin<'_>) -> Result<Self, ConfigError> {
-        let endpoint_given = [&raw.otlp.endpoint, &raw.otlp.logs.endpoint, &raw.otlp.traces.endpoint]
-            .iter()
-            .any(|e| !e.is_empty());
+        let endpoint_given =
+            [&raw.otlp.endpoint, &raw.otlp.logs.endpoint, &raw.otlp.traces.endpoint]
+                .iter()
+                .any(|e| !e.is_empty());
         Ok(Self {
             targets: targets(&raw.targets, origin)?,
             outputs: outputs(&raw.outputs, endpoint_given, origin)?,
@@ -166,8 +167,20 @@ impl Settings {
                 traces: receiver(&raw.otlp, &raw.otlp.traces, "otlp.traces", "/v1/traces", origin)?,
             },
             export: Export {
-                queue_records: count("export.queue_records", raw.export.queue_records, 1, 100_000_000, origin)?,
-                batch_records: count("export.batch_records", raw.export.batch_records, 1, 100_000, origin)?,
+                queue_records: count(
+                    "export.queue_records",
+                    raw.export.queue_records,
+                    1,
+                    100_000_000,
+                    origin,
+                )?,
+                batch_records: count(
+                    "export.batch_records",
+                    raw.export.batch_records,
+                    1,
+                    100_000,
+                    origin,
+                )?,
                 interval: duration("export.interval", &raw.export.interval, origin)?,
                 retry_initial: positive("export.retry_initial", &raw.export.retry_initial, origin)?,
                 retry_max: positive("export.retry_max", &raw.export.retry_max, origin)?,
@@ -215,7 +228,11 @@ fn one_of<T: Copy>(
 
 fn targets(given: &[String], origin: Origin<'_>) -> Result<Vec<Pattern>, ConfigError> {
     if given.is_empty() {
-        return Err(bad("targets", origin, "empty: nothing would be watched; use [\"/\"] for the whole machine".into()));
+        return Err(bad(
+            "targets",
+            origin,
+            "empty: nothing would be watched; use [\"/\"] for the whole machine".into(),
+        ));
     }
     given
         .iter()
@@ -247,10 +264,15 @@ fn outputs(
 }
 
 fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
-    text.parse::<jiff::SignedDuration>()
-        .ok()
-        .and_then(|d| Duration::try_from(d).ok())
-        .ok_or_else(|| bad(key, origin, format!("\"{text}\" is no duration; write one like \"20ms\", \"5s\" or \"2m\"")))
+    text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok()).ok_or_else(
+        || {
+            bad(
+                key,
+                origin,
+                format!("\"{text}\" is no duration; write one like \"20ms\", \"5s\" or \"2m\""),
+            )
+        },
+    )
 }
 
 fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
@@ -261,7 +283,13 @@ fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, Confi
     Ok(duration)
 }
 
-fn count(key: &str, n: i64, min: usize, max: usize, origin: Origin<'_>) -> Result<usize, ConfigError> {
+fn count(
+    key: &str,
+    n: i64,
+    min: usize,
+    max: usize,
+    origin: Origin<'_>,
+) -> Result<usize, ConfigError> {
     usize::try_from(n)
         .ok()
         .filter(|n| (min..=max).contains(n))
@@ -273,7 +301,11 @@ fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {
         .ok()
         .filter(|n| n.is_power_of_two() && (4096..=1 << 30).contains(n))
         .ok_or_else(|| {
-            bad("ring.bytes", origin, format!("{n} is no power of two between 4096 and 1073741824; try 8388608"))
+            bad(
+                "ring.bytes",
+                origin,
+                format!("{n} is no power of two between 4096 and 1073741824; try 8388608"),
+            )
         })
 }
 
@@ -289,7 +321,13 @@ fn cidrs(key: &str, given: &[String], origin: Origin<'_>) -> Result<Vec<IpNet>, 
         .iter()
         .map(|text| {
             text.parse().map_err(|_| {
-                bad(key, origin, format!("\"{text}\" is no range; write one like \"10.0.0.0/8\" or \"fd00::/8\""))
+                bad(
+                    key,
+                    origin,
+                    format!(
+                        "\"{text}\" is no range; write one like \"10.0.0.0/8\" or \"fd00::/8\""
+                    ),
+                )
             })
         })
         .collect()
@@ -312,7 +350,8 @@ fn receiver(
     };
     let (endpoint_key, endpoint_text) = pick("endpoint", &own.endpoint, &all.endpoint);
     let (protocol_key, protocol_text) = pick("protocol", &own.protocol, &all.protocol);
-    let (compression_key, compression_text) = pick("compression", &own.compression, &all.compression);
+    let (compression_key, compression_text) =
+        pick("compression", &own.compression, &all.compression);
     let (timeout_key, timeout_text) = pick("timeout", &own.timeout, &all.timeout);
 
     let given = if endpoint_text.is_empty() {
@@ -359,7 +398,13 @@ fn receiver(
 
 fn endpoint(key: &str, text: &str, origin: Origin<'_>) -> Result<Uri, ConfigError> {
     let problem = |why: &str| {
-        bad(key, origin, format!("\"{text}\" {why}; write one like \"http://collector:4317\" or \"https://collector:4318\""))
+        bad(
+            key,
+            origin,
+            format!(
+                "\"{text}\" {why}; write one like \"http://collector:4317\" or \"https://collector:4318\""
+            ),
+        )
     };
     let uri: Uri = text.parse().map_err(|_| problem("is no URL"))?;
     match uri.scheme_str() {
@@ -383,7 +428,8 @@ fn headers(
         .map(|(name, (table, value))| {
             let key = format!("{table}.headers.{name}");
             let parsed = name.to_ascii_lowercase().parse::<HeaderName>();
-            let name = parsed.map_err(|_| bad(&key, origin, "is no name of an HTTP header".into()))?;
+            let name =
+                parsed.map_err(|_| bad(&key, origin, "is no name of an HTTP header".into()))?;
             let mut value = HeaderValue::from_str(value)
                 .map_err(|_| bad(&key, origin, "the value is no text of an HTTP header".into()))?;
             value.set_sensitive(true);

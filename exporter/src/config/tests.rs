@@ -82,7 +82,11 @@ fn the_standard_variables_are_understood() {
     assert_eq!((logs.compression, traces.compression), (Some(Compression::Gzip), None));
     assert_eq!(logs.timeout, Duration::from_millis(2500));
     let header = |r: &Receiver, name: &str| {
-        r.headers.iter().rev().find(|(n, _)| n.as_str() == name).map(|(_, v)| v.to_str().unwrap().to_owned())
+        r.headers
+            .iter()
+            .rev()
+            .find(|(n, _)| n.as_str() == name)
+            .map(|(_, v)| v.to_str().unwrap().to_owned())
     };
     assert_eq!(header(logs, "api-key").as_deref(), Some("s ecret"));
     assert_eq!(header(logs, "x-tenant").as_deref(), Some("b"));
@@ -103,24 +107,47 @@ fn the_protocol_follows_from_the_endpoint_unless_given() {
         (&["otlp.endpoint=http://c:4317"][..], Protocol::Grpc, "http://c:4317/"),
         (&["otlp.endpoint=http://c:4318"][..], Protocol::Http, "http://c:4318/v1/logs"),
         (&["otlp.endpoint=http://c/otlp/"][..], Protocol::Http, "http://c/otlp/v1/logs"),
-        (&["otlp.endpoint=http://c:4318", "otlp.protocol=grpc"][..], Protocol::Grpc, "http://c:4318/"),
+        (
+            &["otlp.endpoint=http://c:4318", "otlp.protocol=grpc"][..],
+            Protocol::Grpc,
+            "http://c:4318/",
+        ),
     ] {
         let logs = load_given(&Given { set, ..Given::default() }).unwrap().settings.receivers.logs;
-        assert_eq!((logs.protocol, logs.endpoint.to_string().as_str()), (protocol, endpoint), "{set:?}");
+        assert_eq!(
+            (logs.protocol, logs.endpoint.to_string().as_str()),
+            (protocol, endpoint),
+            "{set:?}"
+        );
     }
 }
 
 #[test]
 fn values_are_toml_or_else_strings() {
     let settings = load_given(&Given {
-        env: &[("FLOWEND_TARGETS", "a.slice, b.slice"), ("FLOWEND_IDS__KEY", "1234"), ("FLOWEND_PROCESS__ENABLED", "false")],
-        set: &["outputs=[\"json\", \"text\"]", "ring.bytes=65536", "resource.service_name=\"quoted\"", "otlp.headers.a.b=1"],
+        env: &[
+            ("FLOWEND_TARGETS", "a.slice, b.slice"),
+            ("FLOWEND_IDS__KEY", "1234"),
+            ("FLOWEND_PROCESS__ENABLED", "false"),
+        ],
+        set: &[
+            "outputs=[\"json\", \"text\"]",
+            "ring.bytes=65536",
+            "resource.service_name=\"quoted\"",
+            "otlp.headers.a.b=1",
+        ],
         ..Given::default()
     })
     .unwrap()
     .settings;
-    assert_eq!(settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.slice", "b.slice"]);
-    assert_eq!((settings.ids_key.as_str(), settings.process, settings.ring_bytes), ("1234", false, 65536));
+    assert_eq!(
+        settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["a.slice", "b.slice"]
+    );
+    assert_eq!(
+        (settings.ids_key.as_str(), settings.process, settings.ring_bytes),
+        ("1234", false, 65536)
+    );
     assert_eq!(settings.outputs, [Output::Json, Output::Text]);
     assert_eq!(settings.service_name.as_deref(), Some("quoted"));
     assert_eq!(settings.receivers.logs.headers[0].0, "a.b");
@@ -161,23 +188,69 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (file("targts = [\"/\"]"), &["file FILE: unknown key `targts`", "did you mean `targets`?"]),
         (file("[otlp]\nport = 1"), &["file FILE: unknown key `otlp.port`"]),
         (file("[nonsense.deep]\na = 1"), &["unknown key `nonsense.deep.a`", "print-config"]),
-        (file("targets = \"/\""), &["file FILE: key `targets` must be a list", "default: [\"/\"]", "not a string (\"/\")"]),
+        (
+            file("targets = \"/\""),
+            &[
+                "file FILE: key `targets` must be a list",
+                "default: [\"/\"]",
+                "not a string (\"/\")",
+            ],
+        ),
         (file("targets = [1]"), &["key `targets` must be a list of strings, not a number (1)"]),
         (file("otlp = 1"), &["key `otlp` must be a table, not a number (1)"]),
-        (file("sampling.ratio = \"all\""), &["key `sampling.ratio` must be a number (default: 1.0)"]),
+        (
+            file("sampling.ratio = \"all\""),
+            &["key `sampling.ratio` must be a number (default: 1.0)"],
+        ),
         (file("ring.bytes = 1.5"), &["key `ring.bytes` must be", "1.5"]),
         (file("targets = [\n"), &["file FILE: not valid TOML", "line 1"]),
-        (file("ring.bytes = 5000"), &["file FILE: key `ring.bytes`: 5000 is no power of two", "try 8388608"]),
-        (env(&[("FLOWEND_SAMPLNG__RATIO", "1")]), &["variable FLOWEND_SAMPLNG__RATIO: unknown key `samplng.ratio`", "did you mean `sampling.ratio`?"]),
-        (env(&[("FLOWEND_SAMPLING__RATIO", "2")]), &["variable FLOWEND_SAMPLING__RATIO: key `sampling.ratio`: 2 is not between 0 and 1"]),
-        (env(&[("FLOWEND_OTLP__PORT", "4317")]), &["variable FLOWEND_OTLP__PORT: unknown key `otlp.port`"]),
-        (env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]), &["variable OTEL_EXPORTER_OTLP_ENDPOINT: key `otlp.endpoint`", "must begin with http://"]),
-        (env(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]), &["variable OTEL_EXPORTER_OTLP_PROTOCOL", "\"http/json\" is none of \"grpc\", \"http/protobuf\""]),
-        (env(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")]), &["variable OTEL_EXPORTER_OTLP_TIMEOUT", "milliseconds"]),
-        (env(&[("OTEL_EXPORTER_OTLP_HEADERS", "novalue")]), &["variable OTEL_EXPORTER_OTLP_HEADERS", "`novalue` is no key=value"]),
+        (
+            file("ring.bytes = 5000"),
+            &["file FILE: key `ring.bytes`: 5000 is no power of two", "try 8388608"],
+        ),
+        (
+            env(&[("FLOWEND_SAMPLNG__RATIO", "1")]),
+            &[
+                "variable FLOWEND_SAMPLNG__RATIO: unknown key `samplng.ratio`",
+                "did you mean `sampling.ratio`?",
+            ],
+        ),
+        (
+            env(&[("FLOWEND_SAMPLING__RATIO", "2")]),
+            &["variable FLOWEND_SAMPLING__RATIO: key `sampling.ratio`: 2 is not between 0 and 1"],
+        ),
+        (
+            env(&[("FLOWEND_OTLP__PORT", "4317")]),
+            &["variable FLOWEND_OTLP__PORT: unknown key `otlp.port`"],
+        ),
+        (
+            env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]),
+            &[
+                "variable OTEL_EXPORTER_OTLP_ENDPOINT: key `otlp.endpoint`",
+                "must begin with http://",
+            ],
+        ),
+        (
+            env(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]),
+            &[
+                "variable OTEL_EXPORTER_OTLP_PROTOCOL",
+                "\"http/json\" is none of \"grpc\", \"http/protobuf\"",
+            ],
+        ),
+        (
+            env(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")]),
+            &["variable OTEL_EXPORTER_OTLP_TIMEOUT", "milliseconds"],
+        ),
+        (
+            env(&[("OTEL_EXPORTER_OTLP_HEADERS", "novalue")]),
+            &["variable OTEL_EXPORTER_OTLP_HEADERS", "`novalue` is no key=value"],
+        ),
         (set(&["sampling.ratio"]), &["--set sampling.ratio: expected KEY=VALUE"]),
         (set(&["a.b=1"]), &["--set a.b: unknown key `a.b`"]),
-        (set(&["export.interval=soon"]), &["--set export.interval: key `export.interval`: \"soon\" is no duration"]),
+        (
+            set(&["export.interval=soon"]),
+            &["--set export.interval: key `export.interval`: \"soon\" is no duration"],
+        ),
         (set(&["ring.drain_interval=0s"]), &["must be more than nothing"]),
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
@@ -201,23 +274,34 @@ fn each_mistake_names_its_place_and_the_remedy() {
 fn a_missing_file_is_named() {
     let sources = Sources { file: Some("/no/such.toml".into()), ..Sources::default() };
     let error = load(&sources).unwrap_err().to_string();
-    assert!(error.contains("configuration file /no/such.toml") && error.contains("--config"), "{error}");
+    assert!(
+        error.contains("configuration file /no/such.toml") && error.contains("--config"),
+        "{error}"
+    );
 }
 
 #[test]
 fn print_config_says_where_and_hides_secrets() {
     let layered = load_given(&Given {
         file: Some("[flows]\nmax = 5\n[otlp.headers]\n\"x.key\" = \"hush\"\n"),
-        env: &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush@c:4317"), ("FLOWEND_IDS__KEY", "hush")],
+        env: &[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush@c:4317"),
+            ("FLOWEND_IDS__KEY", "hush"),
+        ],
         set: &["sampling.ratio=0.5"],
     })
     .unwrap();
     let text = print(&layered);
-    let line = |key: &str| text.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"));
+    let line = |key: &str| {
+        text.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}"))
+    };
     assert!(!text.contains("hush"), "{text}");
     assert!(line("flows.max = 5 ").contains("# file "));
     assert!(line("otlp.headers.\"x.key\" = \"<redacted>\"").contains("# file "));
-    assert!(line("otlp.endpoint = \"http://<redacted>@c:4317\"").contains("# variable OTEL_EXPORTER_OTLP_ENDPOINT"));
+    assert!(
+        line("otlp.endpoint = \"http://<redacted>@c:4317\"")
+            .contains("# variable OTEL_EXPORTER_OTLP_ENDPOINT")
+    );
     assert!(line("ids.key = \"<redacted>\"").contains("# variable FLOWEND_IDS__KEY"));
     assert!(line("sampling.ratio = 0.5 ").contains("# --set sampling.ratio"));
     assert!(line("targets = [\"/\"] ").ends_with("# default"));

@@ -20,8 +20,8 @@ use crate::run::Sidecar;
 use crate::targets::Pattern;
 
 pub use receiver::{Item, Received, Receiver};
-pub use traffic::traffic;
 use traffic::Ending;
+pub use traffic::traffic;
 
 /// Records are waited for at most this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,14 +66,20 @@ pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     let wrong = verdict::compare(&endings, &receiver.received());
     drop(cgroup);
     if wrong.is_empty() {
-        println!("all true: {} endings, {expected} log records and {expected} spans, each as it happened", endings.len());
+        println!(
+            "all true: {} endings, {expected} log records and {expected} spans, each as it happened",
+            endings.len()
+        );
         return Ok(());
     }
     for line in &wrong {
         println!("wrong: {line}");
     }
     if detached {
-        bail!("{} record(s) missing or wrong: flowend's programs were detached from the cgroup by somebody else while the demo ran", wrong.len());
+        bail!(
+            "{} record(s) missing or wrong: flowend's programs were detached from the cgroup by somebody else while the demo ran",
+            wrong.len()
+        );
     }
     bail!("{} record(s) missing or wrong, as listed above", wrong.len());
 }
@@ -125,6 +131,9 @@ impl Drop for DemoCgroup {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        eprintln!("flowend: cannot remove the cgroup {}; remove it with rmdir", self.folder.display());
+        eprintln!(
+            "flowend: cannot remove the cgroup {}; remove it with rmdir",
+            self.folder.display()
+        );
     }
 }

@@ -59,7 +59,14 @@ pub fn traffic(cgroup: &Path) -> anyhow::Result<()> {
         hosts.push(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)));
     }
     for host in hosts {
-        for make in [closed_by_client, closed_by_server, reset_by_client, reset_by_server, half_closed, refused] {
+        for make in [
+            closed_by_client,
+            closed_by_server,
+            reset_by_client,
+            reset_by_server,
+            half_closed,
+            refused,
+        ] {
             let ending = make(host)?;
             let line = serde_json::to_string(&ending)?;
             writeln!(std::io::stdout(), "{line}")?;
@@ -164,7 +171,8 @@ fn refused(host: SocketAddr) -> anyhow::Result<Ending> {
     // A port that was just free, and nobody listens at.
     let server = TcpListener::bind(host)?.local_addr()?;
     // A source port of its own: the kernel's choice would not be known after the refusal.
-    let socket = socket2::Socket::new(socket2::Domain::for_address(server), socket2::Type::STREAM, None)?;
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(server), socket2::Type::STREAM, None)?;
     socket.bind(&host.into())?;
     let client = socket.local_addr()?.as_socket().context("no address")?;
     match socket.connect(&server.into()) {

@@ -17,10 +17,18 @@ pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
     let mut wrong = Vec::new();
     println!(
         "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7}",
-        "ending", "seen", "source (ended it)", "destination", "direction", "reason", "sent", "recvd"
+        "ending",
+        "seen",
+        "source (ended it)",
+        "destination",
+        "direction",
+        "reason",
+        "sent",
+        "recvd"
     );
     for ending in endings {
-        let roles: &[Role] = if ending.accepted { &[Role::Client, Role::Server] } else { &[Role::Client] };
+        let roles: &[Role] =
+            if ending.accepted { &[Role::Client, Role::Server] } else { &[Role::Client] };
         for role in roles {
             if let Err(words) = compare_one(ending, *role, received) {
                 wrong.push(format!("{}, seen by the {}: {words}", ending.what, name(*role)));
@@ -86,12 +94,20 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
         ("flowend.connection.direction", direction.to_owned()),
         ("flowend.end.reason", ending.reason.clone()),
         ("flowend.end.by", side(ending.by, role).to_owned()),
-        ("flowend.end.reset_by", ending.reset_by.map(|r| side(r, role).to_owned()).unwrap_or_default()),
+        (
+            "flowend.end.reset_by",
+            ending.reset_by.map(|r| side(r, role).to_owned()).unwrap_or_default(),
+        ),
         ("flowend.bytes.sent", sent.to_string()),
         ("flowend.bytes.received", received_bytes.to_string()),
         ("flowend.start_known", "true".into()),
     ];
-    for (prefix, address) in [("source", source), ("destination", destination), ("client", ending.client), ("server", ending.server)] {
+    for (prefix, address) in [
+        ("source", source),
+        ("destination", destination),
+        ("client", ending.client),
+        ("server", ending.server),
+    ] {
         expected.push((key(prefix, "address"), address.ip().to_string()));
         expected.push((key(prefix, "port"), address.port().to_string()));
     }
@@ -114,7 +130,12 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
 }
 
 /// Both ends in one trace, the server's span below the client's.
-fn check_trace(ending: &Ending, role: Role, span: &Span, received: &Received) -> Result<(), String> {
+fn check_trace(
+    ending: &Ending,
+    role: Role,
+    span: &Span,
+    received: &Received,
+) -> Result<(), String> {
     let kind = match role {
         Role::Client => SpanKind::Client,
         Role::Server => SpanKind::Server,
@@ -169,7 +190,8 @@ fn is_of(attributes: &BTreeMap<String, String>, local: SocketAddr, peer: SocketA
 }
 
 fn shown(attributes: &BTreeMap<String, String>, prefix: &str) -> String {
-    let (ip, port) = (text(attributes, key(prefix, "address")), text(attributes, key(prefix, "port")));
+    let (ip, port) =
+        (text(attributes, key(prefix, "address")), text(attributes, key(prefix, "port")));
     if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }
 

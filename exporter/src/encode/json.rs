@@ -49,10 +49,8 @@ pub fn json_line(record: &Record, profile: Profile) -> String {
 
 /// UTC with all nine digits of the nanoseconds.
 fn rfc3339(unix_ns: u64) -> String {
-    Timestamp::from_nanosecond(i128::from(unix_ns)).map_or_else(
-        |_| String::from("9999-12-31T23:59:59.999999999Z"),
-        |t| format!("{t:.9}"),
-    )
+    Timestamp::from_nanosecond(i128::from(unix_ns))
+        .map_or_else(|_| String::from("9999-12-31T23:59:59.999999999Z"), |t| format!("{t:.9}"))
 }
 
 fn to_json(value: Value<'_>) -> Json {

@@ -38,7 +38,10 @@ impl Processes {
     pub fn new(limit: usize) -> Self {
         Self {
             by_cookie: LruCache::new(limit.max(1)),
-            names: moka::sync::Cache::builder().max_capacity(4096).time_to_live(NAME_LIFETIME).build(),
+            names: moka::sync::Cache::builder()
+                .max_capacity(4096)
+                .time_to_live(NAME_LIFETIME)
+                .build(),
             proc_is_initial: is_in_initial_pid_namespace(),
             own_pid: std::process::id(),
         }

@@ -40,6 +40,9 @@ pub struct WorkloadSettings {
     pub host_name: String,
 }
 
+/// cgroup, and executable where the cgroup does not name the service.
+type WorkloadKey = (Option<u64>, Option<Arc<str>>);
+
 /// Finds the workload of a connection by its cgroup and process. Bounded.
 #[derive(Debug)]
 pub struct Workloads {
@@ -47,8 +50,7 @@ pub struct Workloads {
     mount: PathBuf,
     paths: LruCache<u64, Arc<str>>,
     unknown: HashMap<u64, Instant>,
-    /// By cgroup and, where the cgroup does not name the service, by executable.
-    workloads: LruCache<(Option<u64>, Option<Arc<str>>), Arc<Workload>>,
+    workloads: LruCache<WorkloadKey, Arc<Workload>>,
 }
 
 impl Workloads {
@@ -198,7 +200,9 @@ impl<'a> Parts<'a> {
     fn service(&self) -> Option<String> {
         match (self.container_id, self.unit) {
             (Some(id), _) => Some(id.chars().take(12).collect()),
-            (None, Some(unit)) => Some(unit.rsplit_once('.').map_or(unit, |(name, _)| name).to_owned()),
+            (None, Some(unit)) => {
+                Some(unit.rsplit_once('.').map_or(unit, |(name, _)| name).to_owned())
+            }
             (None, None) => None,
         }
     }
@@ -228,7 +232,8 @@ fn unit(folder: &str) -> Option<&str> {
         return Some(folder);
     }
     let scope = folder.strip_suffix(".scope")?;
-    let is_named = container_id(folder).is_none() && !scope.starts_with("session-") && scope != "init";
+    let is_named =
+        container_id(folder).is_none() && !scope.starts_with("session-") && scope != "init";
     is_named.then_some(folder)
 }
 
@@ -241,25 +246,32 @@ mod tests {
 
     #[test]
     fn a_path_tells_container_pod_and_unit() {
-        let systemd_pod = format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{ID}.scope", UID.replace('-', "_"));
+        let systemd_pod = format!(
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{ID}.scope",
+            UID.replace('-', "_")
+        );
         let cgroupfs_pod = format!("/kubepods/besteffort/pod{UID}/{ID}");
-        let cases: &[(&str, Option<&str>, Option<&str>, Option<&str>, Option<&str>)] = &[
-            // path, container id, pod uid, unit, service name
-            ("/", None, None, None, None),
-            ("/system.slice/nginx.service", None, None, Some("nginx.service"), Some("nginx")),
-            ("/user.slice/user-0.slice/session-3.scope", None, None, None, None),
-            ("/init.scope", None, None, None, None),
-            ("/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", None, None, Some("foo.service"), Some("foo")),
-            ("/system.slice/run-u12.scope", None, None, Some("run-u12.scope"), Some("run-u12")),
-            (&format!("/system.slice/docker-{ID}.scope"), Some(ID), None, None, Some(&ID[..12])),
-            (&format!("/docker/{ID}"), Some(ID), None, None, Some(&ID[..12])),
-            (&format!("/machine.slice/libpod-{ID}.scope"), Some(ID), None, None, Some(&ID[..12])),
-            (&format!("/kubepods/{UID}/crio-{ID}.scope"), Some(ID), None, None, Some(&ID[..12])),
-            (&systemd_pod, Some(ID), Some(UID), None, Some(&ID[..12])),
-            (&cgroupfs_pod, Some(ID), Some(UID), None, Some(&ID[..12])),
-            ("/mine/podium", None, None, None, None),
+        let (c, short) = (Some(ID), Some(&ID[..12]));
+        let cases: &[(&str, [Option<&str>; 4])] = &[
+            // path; container id, pod uid, unit, service name
+            ("/", [None; 4]),
+            ("/system.slice/nginx.service", [None, None, Some("nginx.service"), Some("nginx")]),
+            ("/user.slice/user-0.slice/session-3.scope", [None; 4]),
+            ("/init.scope", [None; 4]),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service",
+                [None, None, Some("foo.service"), Some("foo")],
+            ),
+            ("/system.slice/run-u12.scope", [None, None, Some("run-u12.scope"), Some("run-u12")]),
+            (&format!("/system.slice/docker-{ID}.scope"), [c, None, None, short]),
+            (&format!("/docker/{ID}"), [c, None, None, short]),
+            (&format!("/machine.slice/libpod-{ID}.scope"), [c, None, None, short]),
+            (&format!("/kubepods/{UID}/crio-{ID}.scope"), [c, None, None, short]),
+            (&systemd_pod, [c, Some(UID), None, short]),
+            (&cgroupfs_pod, [c, Some(UID), None, short]),
+            ("/mine/podium", [None; 4]),
         ];
-        for (path, container, pod, unit, service) in cases {
+        for (path, [container, pod, unit, service]) in cases {
             let parts = Parts::of(path);
             assert_eq!(parts.container_id, *container, "{path}");
             assert_eq!(parts.pod_uid.as_deref(), *pod, "{path}");

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use opentelemetry::InstrumentationScope;
 use opentelemetry_otlp::{
-    LogExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
-    WithTonicConfig as _,
+    LogExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -60,9 +59,8 @@ pub fn spawn(
     profile: Profile,
     own: OwnSockets,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let (client, last_error) = Client::build(signal, receiver, profile, own).map_err(|error| {
-        anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint)
-    })?;
+    let (client, last_error) = Client::build(signal, receiver, profile, own)
+        .map_err(|error| anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint))?;
     let task = ExportTask {
         signal,
         queue,
@@ -89,7 +87,9 @@ struct ExportTask {
 
 impl ExportTask {
     async fn run(mut self) {
-        while let Some(batch) = self.queue.take(self.export.batch_records, self.export.interval).await {
+        while let Some(batch) =
+            self.queue.take(self.export.batch_records, self.export.interval).await
+        {
             for (workload, records) in by_workload(&batch) {
                 let outcome = self.deliver(workload, &records).await;
                 let ledger = self.queue.ledger();
@@ -125,7 +125,10 @@ impl ExportTask {
                 return Err(DropCause::Refused);
             }
             if start.elapsed() + pause > self.export.retry_for {
-                self.complain(&format!("{error}; {} records given up after export.retry_for", records.len()));
+                self.complain(&format!(
+                    "{error}; {} records given up after export.retry_for",
+                    records.len()
+                ));
                 return Err(DropCause::RetryExhausted);
             }
             self.complain(&format!("{error}; flowend goes on and tries again"));
@@ -170,8 +173,14 @@ fn jittered(pause: Duration) -> Duration {
 /// against a real receiver.
 fn is_final(error: &str) -> bool {
     const RETRYABLE_GRPC: [&str; 8] = [
-        "Cancelled", "DeadlineExceeded", "Aborted", "OutOfRange", "Unavailable", "DataLoss",
-        "ResourceExhausted", "Unknown",
+        "Cancelled",
+        "DeadlineExceeded",
+        "Aborted",
+        "OutOfRange",
+        "Unavailable",
+        "DataLoss",
+        "ResourceExhausted",
+        "Unknown",
     ];
     const RETRYABLE_HTTP: [&str; 4] = ["429", "502", "503", "504"];
     let word_after = |marker: &str| {
@@ -293,7 +302,10 @@ impl Headers {
 }
 
 impl Interceptor for Headers {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+    fn call(
+        &mut self,
+        mut request: tonic::Request<()>,
+    ) -> Result<tonic::Request<()>, tonic::Status> {
         *request.metadata_mut() = self.0.clone();
         Ok(request)
     }

@@ -95,7 +95,10 @@ async fn connect(uri: &Uri, own: &OwnSockets) -> io::Result<TcpStream> {
 }
 
 /// A gRPC channel that connects when it is first used, and again when it broke.
-pub(super) fn channel(receiver: &Receiver, own: OwnSockets) -> Result<Channel, tonic::transport::Error> {
+pub(super) fn channel(
+    receiver: &Receiver,
+    own: OwnSockets,
+) -> Result<Channel, tonic::transport::Error> {
     let mut endpoint = Endpoint::from(receiver.endpoint.clone())
         .timeout(receiver.timeout)
         .user_agent(USER_AGENT)?;
@@ -124,10 +127,18 @@ impl OwnHttpClient {
         // Reading the system's roots is only worth it where they are needed.
         let builder = hyper_rustls::HttpsConnectorBuilder::new();
         let https = if receiver.endpoint.scheme_str() == Some("https") {
-            builder.with_native_roots()?.https_or_http().enable_all_versions().wrap_connector(connector)
+            builder
+                .with_native_roots()?
+                .https_or_http()
+                .enable_all_versions()
+                .wrap_connector(connector)
         } else {
             let none = rustls_without_roots()?;
-            builder.with_tls_config(none).https_or_http().enable_all_versions().wrap_connector(connector)
+            builder
+                .with_tls_config(none)
+                .https_or_http()
+                .enable_all_versions()
+                .wrap_connector(connector)
         };
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(https),

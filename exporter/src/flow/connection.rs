@@ -288,7 +288,12 @@ impl Connection {
         let rst_local = self.rst_out.map(|r| r.time_ns);
         let established = self.established_ns.is_some();
 
-        let (reason, reset_by) = if state == TcpState::SynSent || (!self.watched && !established && rst_remote.is_some() && self.direction == Direction::Outgoing) {
+        let (reason, reset_by) = if state == TcpState::SynSent
+            || (!self.watched
+                && !established
+                && rst_remote.is_some()
+                && self.direction == Direction::Outgoing)
+        {
             match (rst_remote, self.gave_up) {
                 (Some(_), _) => (Reason::Refused, Some(Side::Remote)),
                 (None, true) => (Reason::ConnectTimeout, None),
@@ -298,17 +303,15 @@ impl Connection {
             (Reason::Timeout, None)
         } else if let Some(rst) = self.rst_out {
             // The application resets in CLOSE; in any other state the socket was destroyed.
-            let reason =
-                if rst.state == TcpState::Close { Reason::Reset } else { Reason::Aborted };
+            let reason = if rst.state == TcpState::Close { Reason::Reset } else { Reason::Aborted };
             (reason, Some(Side::Local))
         } else if rst_remote.is_some() {
             (Reason::Reset, Some(Side::Remote))
         } else {
             match state {
-                TcpState::LastAck
-                | TcpState::FinWait2
-                | TcpState::Closing
-                | TcpState::TimeWait => (Reason::Fin, None),
+                TcpState::LastAck | TcpState::FinWait2 | TcpState::Closing | TcpState::TimeWait => {
+                    (Reason::Fin, None)
+                }
                 TcpState::Unknown if fin_local.is_some() && fin_remote.is_some() => {
                     (Reason::Fin, None)
                 }
@@ -393,19 +396,26 @@ impl Connection {
             // The FIN event is missing: it may or may not have left.
             (None, TcpState::FinWait1) => None,
             (None, TcpState::LastAck | TcpState::Closing) if facts.reset_by.is_some() => None,
-            (None, TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing | TcpState::TimeWait) => Some(1),
+            (
+                None,
+                TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing | TcpState::TimeWait,
+            ) => Some(1),
             (None, _) => Some(0),
         };
         let fin_received = u64::from(
             facts.fin_remote.is_some()
-                || matches!(facts.state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing),
+                || matches!(
+                    facts.state,
+                    TcpState::CloseWait | TcpState::LastAck | TcpState::Closing
+                ),
         );
         let outstanding = u64::from(last.snd_nxt.wrapping_sub(last.snd_una));
         let watched_end = self.closed.is_some();
         Counters {
-            bytes_sent: syn.zip(fin_sent).filter(|_| watched_end).map(|(syn, fin)| {
-                (last.bytes_acked + outstanding).saturating_sub(syn + fin)
-            }),
+            bytes_sent: syn
+                .zip(fin_sent)
+                .filter(|_| watched_end)
+                .map(|(syn, fin)| (last.bytes_acked + outstanding).saturating_sub(syn + fin)),
             bytes_received: watched_end.then(|| last.bytes_received.saturating_sub(fin_received)),
             segments_sent: Some(last.segs_out),
             segments_received: Some(last.segs_in),
@@ -469,7 +479,9 @@ fn remember(candidates: &mut SmallVec<[Candidate; 1]>, new: Candidate) {
     }
     if candidates.len() < CANDIDATES {
         candidates.push(new);
-    } else if new.exact && let Some(slot) = candidates.iter_mut().find(|c| !c.exact) {
+    } else if new.exact
+        && let Some(slot) = candidates.iter_mut().find(|c| !c.exact)
+    {
         *slot = new;
     }
 }

@@ -116,13 +116,19 @@ impl Script {
             };
             let syn = TcpEvent { flags: SYN, seq: PEER_ISN, ..listen(&self) };
             let s = self.push(EventKind::SegmentIn, syn);
-            let syn_ack = TcpEvent { flags: SYN | ACK, seq: OUR_ISN, ack: PEER_ISN + 1, ..listen(&s) };
+            let syn_ack =
+                TcpEvent { flags: SYN | ACK, seq: OUR_ISN, ack: PEER_ISN + 1, ..listen(&s) };
             let s = s.push(EventKind::SegmentOut, syn_ack);
             let event = TcpEvent { cgroup_id: 0, ..s.event(TcpState::SynRecv) };
             return s.push(EventKind::PassiveEstablished, event);
         }
         let s = self.syn_out();
-        let syn_ack = TcpEvent { flags: SYN | ACK, seq: PEER_ISN, ack: OUR_ISN.wrapping_add(1), ..s.event(TcpState::SynSent) };
+        let syn_ack = TcpEvent {
+            flags: SYN | ACK,
+            seq: PEER_ISN,
+            ack: OUR_ISN.wrapping_add(1),
+            ..s.event(TcpState::SynSent)
+        };
         let s = s.push(EventKind::SegmentIn, syn_ack);
         let event = TcpEvent { cgroup_id: 0, ..s.event(TcpState::SynSent) };
         s.push(EventKind::ActiveEstablished, event)
@@ -196,7 +202,13 @@ fn cases() -> Vec<(&'static str, Script, Verdict)> {
     vec![
         (
             "own FIN first, the peer's seen",
-            out().established().moved(10, 20).fin_out(FinWait1).after(500).fin_in(FinWait2).closed(FinWait2),
+            out()
+                .established()
+                .moved(10, 20)
+                .fin_out(FinWait1)
+                .after(500)
+                .fin_in(FinWait2)
+                .closed(FinWait2),
             (Fin, Some(Local), None, "SF", "ShADadFf"),
         ),
         (
@@ -206,17 +218,33 @@ fn cases() -> Vec<(&'static str, Script, Verdict)> {
         ),
         (
             "the peer's FIN first",
-            out().established().moved(1, 2).fin_in(Established).after(500).fin_out(LastAck).closed(LastAck),
+            out()
+                .established()
+                .moved(1, 2)
+                .fin_in(Established)
+                .after(500)
+                .fin_out(LastAck)
+                .closed(LastAck),
             (Fin, Some(Remote), None, "SF", "ShADadfF"),
         ),
         (
             "accepted, the peer closes",
-            incoming().established().moved(1, 2).fin_in(Established).fin_out(LastAck).closed(LastAck),
+            incoming()
+                .established()
+                .moved(1, 2)
+                .fin_in(Established)
+                .fin_out(LastAck)
+                .closed(LastAck),
             (Fin, Some(Remote), None, "SF", "ShADadFf"),
         ),
         (
             "accepted, own FIN first",
-            incoming().established().moved(0, 2).fin_out(FinWait1).fin_in(FinWait2).closed(FinWait2),
+            incoming()
+                .established()
+                .moved(0, 2)
+                .fin_out(FinWait1)
+                .fin_in(FinWait2)
+                .closed(FinWait2),
             (Fin, Some(Local), None, "SF", "ShADafF"),
         ),
         (
@@ -246,7 +274,12 @@ fn cases() -> Vec<(&'static str, Script, Verdict)> {
         ),
         (
             "the peer's FIN, then an own RST",
-            out().established().moved(5, 5).fin_in(Established).closed(CloseWait).out(RST | ACK, Close),
+            out()
+                .established()
+                .moved(5, 5)
+                .fin_in(Established)
+                .closed(CloseWait)
+                .out(RST | ACK, Close),
             (Reset, Some(Remote), Some(Local), "RSTO", "ShADadfR"),
         ),
         (
@@ -286,23 +319,43 @@ fn cases() -> Vec<(&'static str, Script, Verdict)> {
         ),
         (
             "a forged RST outside the window, then an orderly end",
-            out().established().moved(5, 5).forged(RST, 70_000).fin_out(FinWait1).fin_in(FinWait2).closed(FinWait2),
+            out()
+                .established()
+                .moved(5, 5)
+                .forged(RST, 70_000)
+                .fin_out(FinWait1)
+                .fin_in(FinWait2)
+                .closed(FinWait2),
             (Fin, Some(Local), None, "SF", "ShADadFf"),
         ),
         (
             "an inexact RST inside the window, then an orderly end",
-            out().established().moved(5, 5).forged(RST, 100).fin_in(Established).fin_out(LastAck).closed(LastAck),
+            out()
+                .established()
+                .moved(5, 5)
+                .forged(RST, 100)
+                .fin_in(Established)
+                .fin_out(LastAck)
+                .closed(LastAck),
             (Fin, Some(Remote), None, "SF", "ShADadfF"),
         ),
         (
             "a forged FIN, then an own reset",
-            out().established().moved(5, 5).forged(FIN | ACK, 500).after(1000).closed(Established).out(RST, Close),
+            out()
+                .established()
+                .moved(5, 5)
+                .forged(FIN | ACK, 500)
+                .after(1000)
+                .closed(Established)
+                .out(RST, Close),
             (Reset, Some(Local), Some(Local), "RSTO", "ShADadR"),
         ),
         (
             "more forged segments than are remembered, then a reset",
             (1..20)
-                .fold(out().established().moved(5, 5), |s, n| s.forged(RST, n * 10).forged(FIN, n * 10))
+                .fold(out().established().moved(5, 5), |s, n| {
+                    s.forged(RST, n * 10).forged(FIN, n * 10)
+                })
                 .r#in(RST, Established)
                 .closed(Established),
             (Reset, Some(Remote), Some(Remote), "RSTR", "ShADadr"),
@@ -348,10 +401,17 @@ fn times_and_round_trips_are_those_of_the_events() {
     // SYN at 1000 us, SYN-ACK 1010, established 1020, FIN 1330, the peer's 3340, CLOSE 3350.
     assert_eq!(ends[0].duration_ns(), Some(2_350_000));
     assert_eq!(ends[0].half_close_ns, Some(2_010_000));
-    assert_eq!(ends[0].rtt, Rtt { handshake_us: Some(20), smoothed_us: Some(100), min_us: Some(90) });
+    assert_eq!(
+        ends[0].rtt,
+        Rtt { handshake_us: Some(20), smoothed_us: Some(100), min_us: Some(90) }
+    );
     assert_eq!(ends[0].isns, Some(Isns { client: OUR_ISN, server: PEER_ISN }));
 
-    let accepted = incoming().established().fin_in(TcpState::Established).fin_out(TcpState::LastAck).closed(TcpState::LastAck);
+    let accepted = incoming()
+        .established()
+        .fin_in(TcpState::Established)
+        .fin_out(TcpState::LastAck)
+        .closed(TcpState::LastAck);
     let ends = accepted.ends();
     assert_eq!(ends[0].rtt.handshake_us, Some(10));
     assert_eq!(ends[0].isns, Some(Isns { client: PEER_ISN, server: OUR_ISN }));
@@ -395,7 +455,10 @@ fn a_connection_older_than_the_probe_ends_with_an_unknown_start() {
     let script = out().moved(5, 5).fin_out(TcpState::FinWait1).after(50).fin_in(TcpState::FinWait2);
     let ends = script.ends();
     let [end] = ends.as_slice() else { panic!("{} ends", ends.len()) };
-    assert_eq!((end.reason, end.by, end.direction), (Reason::Fin, Some(Side::Local), Direction::Unknown));
+    assert_eq!(
+        (end.reason, end.by, end.direction),
+        (Reason::Fin, Some(Side::Local), Direction::Unknown)
+    );
     assert_eq!((end.start_known, end.duration_ns(), end.conn_state), (false, None, "OTH"));
     // Whether a SYN is among the acknowledged bytes depends on the direction.
     assert_eq!(end.counters.bytes_sent, None);
@@ -417,7 +480,11 @@ fn a_syn_is_matched_by_its_isn_and_its_addresses() {
     script.events.insert(0, Event::Tcp(EventKind::SegmentIn, other));
     let Event::Tcp(_, syn_ack) = &mut script.events[2] else { panic!() };
     syn_ack.local = v4([192, 0, 2, 1]);
-    let ends = script.fin_in(TcpState::Established).fin_out(TcpState::LastAck).closed(TcpState::LastAck).ends();
+    let ends = script
+        .fin_in(TcpState::Established)
+        .fin_out(TcpState::LastAck)
+        .closed(TcpState::LastAck)
+        .ends();
     assert_eq!(ends[0].start_ns, 1_000_000);
     assert_eq!(ends[0].local.ip().to_string(), "10.0.0.1");
 }
@@ -427,7 +494,9 @@ fn what_a_listener_sends_to_a_stranger_is_no_connection() {
     let listen = |s: &Script| TcpEvent { cookie: LISTENER, ..s.event(TcpState::Listen) };
     let s = incoming();
     let rst = TcpEvent { flags: RST, ..listen(&s) };
-    let s = s.push(EventKind::SegmentOut, rst).push(EventKind::SegmentIn, TcpEvent { flags: FIN | PSH, ..rst });
+    let s = s
+        .push(EventKind::SegmentOut, rst)
+        .push(EventKind::SegmentIn, TcpEvent { flags: FIN | PSH, ..rst });
     assert!(s.ends().is_empty());
 }
 
@@ -450,7 +519,10 @@ fn the_table_is_bounded_and_forgets_the_one_idle_for_longest() {
     }
     table.finish(&mut |end| ends.push(end));
     assert_eq!(ends.len(), 1);
-    assert_eq!((ends[0].start_known, ends[0].reason, ends[0].by), (false, Reason::Fin, Some(Side::Local)));
+    assert_eq!(
+        (ends[0].start_known, ends[0].reason, ends[0].by),
+        (false, Reason::Fin, Some(Side::Local))
+    );
 }
 
 #[test]

@@ -38,8 +38,8 @@ pub enum ProgramKind {
 }
 
 impl Program {
-    /// The programs that tell the process are loaded only when wanted.
-    pub(super) const fn is_wanted(&self, process: bool) -> bool {
+    /// Whether it is loaded: the programs that tell the process only when `process` is wanted.
+    pub const fn is_wanted(&self, process: bool) -> bool {
         process || !matches!(self.kind, ProgramKind::Connect | ProgramKind::Bind)
     }
 }
@@ -47,11 +47,31 @@ impl Program {
 /// The programs, in the order in which they are attached: what explains a connection comes before
 /// what reports it, so that a connection seen to begin is also seen to end.
 pub const PROGRAMS: &[Program] = &[
-    Program { name: "flowend_post_bind4", purpose: "process of listeners, IPv4", kind: ProgramKind::Bind },
-    Program { name: "flowend_post_bind6", purpose: "process of listeners, IPv6", kind: ProgramKind::Bind },
-    Program { name: "flowend_connect4", purpose: "process that connects, IPv4", kind: ProgramKind::Connect },
-    Program { name: "flowend_connect6", purpose: "process that connects, IPv6", kind: ProgramKind::Connect },
-    Program { name: "flowend_sockops", purpose: "establishment and CLOSE", kind: ProgramKind::SockOps },
+    Program {
+        name: "flowend_post_bind4",
+        purpose: "process of listeners, IPv4",
+        kind: ProgramKind::Bind,
+    },
+    Program {
+        name: "flowend_post_bind6",
+        purpose: "process of listeners, IPv6",
+        kind: ProgramKind::Bind,
+    },
+    Program {
+        name: "flowend_connect4",
+        purpose: "process that connects, IPv4",
+        kind: ProgramKind::Connect,
+    },
+    Program {
+        name: "flowend_connect6",
+        purpose: "process that connects, IPv6",
+        kind: ProgramKind::Connect,
+    },
+    Program {
+        name: "flowend_sockops",
+        purpose: "establishment and CLOSE",
+        kind: ProgramKind::SockOps,
+    },
     Program {
         name: "flowend_ingress",
         purpose: "SYN, FIN and RST received",
@@ -114,9 +134,8 @@ fn get<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, LoadError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
+    let program =
+        ebpf.program_mut(name).ok_or_else(|| LoadError::Object(format!("no program {name}")))?;
     program.try_into().map_err(|error| LoadError::Object(format!("{name}: {error}")))
 }
 
@@ -138,7 +157,11 @@ impl Probe {
         Ok(attachment)
     }
 
-    fn attach_one(&mut self, program: &Program, cgroup: &File) -> Result<(u32, FdLink), ProgramError> {
+    fn attach_one(
+        &mut self,
+        program: &Program,
+        cgroup: &File,
+    ) -> Result<(u32, FdLink), ProgramError> {
         // The kernel's link allows others beside it whatever the mode; any flag is EINVAL.
         let mode = CgroupAttachMode::Single;
         let found = self.ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;

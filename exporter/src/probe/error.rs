@@ -19,7 +19,9 @@ pub enum LoadError {
         what: String,
     },
     /// The kernel does not know the map or program type, or the verifier said no.
-    #[error("{what}: this kernel does not take it: {cause}; flowend needs Linux 5.10 or newer{log}")]
+    #[error(
+        "{what}: this kernel does not take it: {cause}; flowend needs Linux 5.10 or newer{log}"
+    )]
     Unsupported {
         /// Map or program.
         what: String,
@@ -39,9 +41,10 @@ impl LoadError {
             EbpfError::MapError(MapError::CreateError { name, io_error, .. }) => {
                 Self::from_io(format!("BPF map {name}"), io_error, "")
             }
-            EbpfError::MapError(_) => {
-                find_io(&error).map_or_else(|| Self::Object(chain(&error)), |io| Self::from_io("BPF map".into(), io, ""))
-            }
+            EbpfError::MapError(_) => find_io(&error).map_or_else(
+                || Self::Object(chain(&error)),
+                |io| Self::from_io("BPF map".into(), io, ""),
+            ),
             _ => Self::Object(chain(&error)),
         }
     }
@@ -82,7 +85,9 @@ pub enum AttachError {
         cgroup: String,
     },
     /// The folder cannot be opened.
-    #[error("cgroup {cgroup}: no permission to open it; run as root, or give read access to the folder")]
+    #[error(
+        "cgroup {cgroup}: no permission to open it; run as root, or give read access to the folder"
+    )]
     Open {
         /// As a target is written.
         cgroup: String,
@@ -139,7 +144,10 @@ impl AttachError {
                 Self::Exclusive { cgroup, program }
             }
             Some(code) if code == nix::errno::Errno::E2BIG as i32 => Self::Full { cgroup, program },
-            Some(code) if code == nix::errno::Errno::ENOENT as i32 || code == nix::errno::Errno::ENODEV as i32 => {
+            Some(code)
+                if code == nix::errno::Errno::ENOENT as i32
+                    || code == nix::errno::Errno::ENODEV as i32 =>
+            {
                 Self::Gone { cgroup }
             }
             _ => Self::Other { cgroup, program, cause: chain(error) },

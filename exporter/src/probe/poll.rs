@@ -23,7 +23,8 @@ impl<T: AsFd> AsRawFd for Pollable<T> {
 pub fn register<T: AsFd + OwnsFd>(owner: T) -> io::Result<AsyncFd<Pollable<T>>> {
     // SAFETY: `OwnsFd` promises one open descriptor for as long as the owner lives, and AsyncFd owns
     // the owner.
-    unsafe { AsyncFd::register_with_interest(Pollable(owner), Interest::READABLE) }.map_err(Into::into)
+    unsafe { AsyncFd::register_with_interest(Pollable(owner), Interest::READABLE) }
+        .map_err(Into::into)
 }
 
 /// Owns one descriptor that stays open and the same until the owner is dropped.

@@ -40,9 +40,10 @@ impl TargetWatch {
     /// The first failed attachment when nothing at all could be attached, or when the kernel has no
     /// inotify instance left.
     pub fn start(probe: Probe, mount: PathBuf, patterns: Vec<Pattern>) -> anyhow::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|error| {
-            anyhow::anyhow!("inotify: {error}; raise fs.inotify.max_user_instances")
-        })?;
+        let inotify =
+            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|error| {
+                anyhow::anyhow!("inotify: {error}; raise fs.inotify.max_user_instances")
+            })?;
         let mut watch = Self {
             probe,
             mount,
@@ -129,7 +130,10 @@ impl TargetWatch {
             }
         }
         for pattern in resolution.unmatched {
-            self.say(&format!("target {pattern}: no such cgroup below {} yet; it is attached when it appears", self.mount.display()));
+            self.say(&format!(
+                "target {pattern}: no such cgroup below {} yet; it is attached when it appears",
+                self.mount.display()
+            ));
         }
         errors
     }

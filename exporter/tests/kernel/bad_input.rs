@@ -10,7 +10,11 @@ fn output(args: &[&str]) -> Output {
 
 /// Exit status and words of stderr and stdout.
 fn expect(output: &Output, status: i32, words: &[&str]) {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(output.status.code(), Some(status), "{text}");
     for word in words {
         assert!(text.contains(word), "no \"{word}\" in: {text}");
@@ -24,11 +28,31 @@ fn mistakes_of_the_command_line_and_the_configuration_need_no_root() {
         (&["walk"], 2, &["unrecognized subcommand 'walk'"]),
         (&["run", "--output", "xml"], 2, &["invalid value 'xml'", "text, json, otlp"]),
         (&["run", "--set", "sampling.ratio"], 2, &["--set sampling.ratio: expected KEY=VALUE"]),
-        (&["run", "--config", "/no/such.toml"], 1, &["configuration file /no/such.toml", "No such file"]),
-        (&["run", "--set", "targt=/"], 1, &["--set targt: unknown key `targt`; did you mean `targets`?"]),
-        (&["check", "--set", "ring.bytes=7"], 1, &["--set ring.bytes: key `ring.bytes`: 7 is no power of two"]),
-        (&["print-config", "--set", "flows.max=many"], 1, &["key `flows.max` must be a number", "\"many\""]),
-        (&["demo", "--set", "otlp.endpoint=collector"], 1, &["key `otlp.endpoint`", "must begin with http://"]),
+        (
+            &["run", "--config", "/no/such.toml"],
+            1,
+            &["configuration file /no/such.toml", "No such file"],
+        ),
+        (
+            &["run", "--set", "targt=/"],
+            1,
+            &["--set targt: unknown key `targt`; did you mean `targets`?"],
+        ),
+        (
+            &["check", "--set", "ring.bytes=7"],
+            1,
+            &["--set ring.bytes: key `ring.bytes`: 7 is no power of two"],
+        ),
+        (
+            &["print-config", "--set", "flows.max=many"],
+            1,
+            &["key `flows.max` must be a number", "\"many\""],
+        ),
+        (
+            &["demo", "--set", "otlp.endpoint=collector"],
+            1,
+            &["key `otlp.endpoint`", "must begin with http://"],
+        ),
     ];
     for (args, status, words) in cases {
         expect(&output(args), *status, words);
@@ -72,7 +96,11 @@ fn without_root_and_capabilities_it_says_so() {
     };
     let words = &["EPERM", "CAP_BPF", "CAP_NET_ADMIN"];
     expect(&as_nobody(&["run"]), 1, words);
-    expect(&as_nobody(&["check"]), 1, &["BAD   CAP_BPF: missing", "BAD   CAP_NET_ADMIN: missing", "would not work here"]);
+    expect(
+        &as_nobody(&["check"]),
+        1,
+        &["BAD   CAP_BPF: missing", "BAD   CAP_NET_ADMIN: missing", "would not work here"],
+    );
     expect(&as_nobody(&["demo"]), 1, &["cannot make the cgroup", "run as root"]);
     expect(&as_nobody(&["print-config"]), 0, &["targets = [\"/\"]"]);
 }
@@ -93,7 +121,10 @@ fn a_missing_or_old_cgroup_hierarchy_is_named() {
     expect(&in_namespace(none), 1, &["no cgroup v2 hierarchy is mounted", "mount -t cgroup2"]);
     // Only the old one. A host may have none to keep: then a named hierarchy is mounted.
     let folder = tempfile::tempdir().unwrap();
-    let old = format!("{none}; mount -t cgroup -o none,name=flowend-test none {}", folder.path().display());
+    let old = format!(
+        "{none}; mount -t cgroup -o none,name=flowend-test none {}",
+        folder.path().display()
+    );
     expect(&in_namespace(&old), 1, &["only cgroup v1 is mounted", "hybrid layout is enough"]);
     assert!(mount.exists());
 }
@@ -105,7 +136,8 @@ fn an_exclusive_program_in_the_way_is_named() {
     }
     use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramFd};
     let cgroup = Cgroup::new();
-    let noop = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../bpf-probes/noop.bpf.o")).unwrap();
+    let noop =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../bpf-probes/noop.bpf.o")).unwrap();
     let mut ebpf = aya::Ebpf::load(&noop).unwrap();
     let program: &mut CgroupSkb = ebpf.program_mut("noop_ingress").unwrap().try_into().unwrap();
     program.load().unwrap();
@@ -113,7 +145,11 @@ fn an_exclusive_program_in_the_way_is_named() {
     let fd: &ProgramFd = program.fd().unwrap();
     legacy_exclusive_attach(fd, &cgroup);
     let result = output(&["run", "--set", &format!("targets={}", cgroup.name)]);
-    expect(&result, 1, &[&format!("cgroup {}", cgroup.name), "EPERM", "allows no other", "bpftool cgroup tree"]);
+    expect(
+        &result,
+        1,
+        &[&format!("cgroup {}", cgroup.name), "EPERM", "allows no other", "bpftool cgroup tree"],
+    );
     let result = output(&["check", "--set", &format!("targets={}", cgroup.name)]);
     expect(&result, 1, &["BAD   target", "allows no other"]);
     let _ = (CgroupAttachMode::Single, CgroupSkbAttachType::Ingress);
@@ -159,7 +195,10 @@ fn no_kernel_btf_is_needed() {
     }
     // An empty file system over it: as on a kernel without CONFIG_DEBUG_INFO_BTF.
     let program = env!("CARGO_BIN_EXE_flowend");
-    let script = format!("if [ -d /sys/kernel/btf ]; then mount -t tmpfs none /sys/kernel/btf; fi; test ! -e /sys/kernel/btf/vmlinux; exec {program} demo");
-    let result = under(&["unshare", "--mount", "--propagation", "private", "sh", "-ec", &script, "sh"], &[]);
+    let script = format!(
+        "if [ -d /sys/kernel/btf ]; then mount -t tmpfs none /sys/kernel/btf; fi; test ! -e /sys/kernel/btf/vmlinux; exec {program} demo"
+    );
+    let result =
+        under(&["unshare", "--mount", "--propagation", "private", "sh", "-ec", &script, "sh"], &[]);
     expect(&result, 0, &["all true: "]);
 }

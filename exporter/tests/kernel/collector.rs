@@ -34,8 +34,17 @@ fn the_collector_decodes_event_name_ids_and_attributes() {
     let Some(program) = collector() else { return };
     for config in ["otel-collector.yaml", "collector/receive.yaml"] {
         let config = root().join(config);
-        let output = Command::new(&program).arg("validate").arg(format!("--config={}", config.display())).output().unwrap();
-        assert!(output.status.success(), "{}: {}", config.display(), String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(&program)
+            .arg("validate")
+            .arg(format!("--config={}", config.display()))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            config.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let (grpc, http) = (free_port(), free_port());
     let mut child = Command::new(&program)
@@ -51,7 +60,10 @@ fn the_collector_decodes_event_name_ids_and_attributes() {
     let messages = collect(child.stderr.take().unwrap());
     let _collector = Killed(child);
     let shown = || shown.lock().unwrap().clone();
-    wait_until(|| messages.lock().unwrap().contains("Everything is ready"), || messages.lock().unwrap().clone());
+    wait_until(
+        || messages.lock().unwrap().contains("Everything is ready"),
+        || messages.lock().unwrap().clone(),
+    );
 
     let cgroup = Cgroup::new();
     for (endpoint, protocol, compression) in [
@@ -81,12 +93,21 @@ fn the_collector_decodes_event_name_ids_and_attributes() {
         let record = flowend.json().into_iter().find(|r| r["span"]["kind"] == "CLIENT").unwrap();
         let (status, messages) = flowend.stop();
         assert_eq!(status, Some(0), "{messages}");
-        assert!(messages.contains("otlp.logs: seen 2 = exported 2 "), "{protocol} {compression}: {messages}");
-        assert!(messages.contains("otlp.traces: seen 2 = exported 2 "), "{protocol} {compression}: {messages}");
+        assert!(
+            messages.contains("otlp.logs: seen 2 = exported 2 "),
+            "{protocol} {compression}: {messages}"
+        );
+        assert!(
+            messages.contains("otlp.traces: seen 2 = exported 2 "),
+            "{protocol} {compression}: {messages}"
+        );
 
         let trace = format!("Trace ID: {}", record["trace_id"].as_str().unwrap());
         let span = format!("    ID             : {}", record["span_id"].as_str().unwrap());
-        wait_until(|| shown()[before..].contains(&trace) && shown()[before..].contains(&span), shown);
+        wait_until(
+            || shown()[before..].contains(&trace) && shown()[before..].contains(&span),
+            shown,
+        );
         let text = shown()[before..].to_owned();
         for words in [
             "EventName: flowend.tcp.end",

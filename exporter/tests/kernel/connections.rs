@@ -10,7 +10,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 
-use super::support::{Attributes, Cgroup, Flowend, PATIENCE, Puppet, can_run, flat, int, step, text};
+use super::support::{
+    Attributes, Cgroup, Flowend, PATIENCE, Puppet, can_run, flat, int, step, text,
+};
 
 /// Which end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,13 @@ pub(crate) struct Made {
 }
 
 /// Opens a connection, moves data, and ends it as told.
-pub(crate) fn make(client: &mut Puppet, server: &mut Puppet, host: &str, ended_by: Role, reset: bool) -> Made {
+pub(crate) fn make(
+    client: &mut Puppet,
+    server: &mut Puppet,
+    host: &str,
+    ended_by: Role,
+    reset: bool,
+) -> Made {
     let listener = server.listen(host);
     let c = client.connect(listener.local);
     let s = server.accept(listener);
@@ -68,7 +76,8 @@ pub(crate) fn of_socket(
             && int(a, "network.peer.port") == i64::from(peer.port())
     };
     let logs = received.logs.iter().filter(|l| is_it(&flat(&l.item.attributes))).cloned().collect();
-    let spans = received.spans.iter().filter(|s| is_it(&flat(&s.item.attributes))).cloned().collect();
+    let spans =
+        received.spans.iter().filter(|s| is_it(&flat(&s.item.attributes))).cloned().collect();
     (logs, spans)
 }
 
@@ -81,7 +90,8 @@ async fn each_ending_is_one_log_record_and_one_span_per_socket() {
     let receiver = Receiver::start().await.unwrap();
     let endpoint = format!("otlp.endpoint={}", receiver.endpoint());
     let target = format!("targets={}", cgroup.name);
-    let flowend = Flowend::run(&["--set", &endpoint, "--set", &target, "--set", "export.interval=20ms"]);
+    let flowend =
+        Flowend::run(&["--set", &endpoint, "--set", &target, "--set", "export.interval=20ms"]);
 
     let (made, outside, pids) = tokio::task::block_in_place(|| {
         let (mut client, mut server) = (Puppet::in_cgroup(&cgroup), Puppet::in_cgroup(&cgroup));
@@ -113,7 +123,9 @@ async fn each_ending_is_one_log_record_and_one_span_per_socket() {
         check(m, Server, pids.1, &cgroup, &received);
     }
     for signal in ["otlp.logs", "otlp.traces"] {
-        let line = format!("{signal}: seen 16 = exported 16 + sampled_out 0 + filtered{{self}} 0 + in_flight 0");
+        let line = format!(
+            "{signal}: seen 16 = exported 16 + sampled_out 0 + filtered{{self}} 0 + in_flight 0"
+        );
         assert!(messages.contains(&line), "{messages}");
     }
 }
@@ -143,8 +155,16 @@ fn check(made: &Made, role: Role, pid: u32, cgroup: &Cgroup, received: &Received
         ("network.local", local),
         ("network.peer", peer),
     ] {
-        assert_eq!(text(&a, &format!("{prefix}.address")), address.ip().to_string(), "{prefix} {made:?}");
-        assert_eq!(int(&a, &format!("{prefix}.port")), i64::from(address.port()), "{prefix} {made:?}");
+        assert_eq!(
+            text(&a, &format!("{prefix}.address")),
+            address.ip().to_string(),
+            "{prefix} {made:?}"
+        );
+        assert_eq!(
+            int(&a, &format!("{prefix}.port")),
+            i64::from(address.port()),
+            "{prefix} {made:?}"
+        );
     }
     let by = if made.ended_by == role { "local" } else { "remote" };
     let direction = if role == Client { "outgoing" } else { "incoming" };
@@ -154,7 +174,11 @@ fn check(made: &Made, role: Role, pid: u32, cgroup: &Cgroup, received: &Received
     assert_eq!(text(&a, "network.transport"), "tcp");
     assert_eq!(text(&a, "network.type"), version);
     assert_eq!(text(&a, "flowend.end.by"), by, "{role:?} {made:?}");
-    assert_eq!(text(&a, "flowend.end.reason"), if made.reset { "reset" } else { "fin" }, "{role:?} {made:?}");
+    assert_eq!(
+        text(&a, "flowend.end.reason"),
+        if made.reset { "reset" } else { "fin" },
+        "{role:?} {made:?}"
+    );
     assert_eq!(int(&a, "flowend.bytes.sent"), sent, "{role:?} {made:?}");
     assert_eq!(int(&a, "flowend.bytes.received"), got, "{role:?} {made:?}");
     assert_eq!(int(&a, "flowend.retransmits"), 0);
@@ -261,13 +285,17 @@ fn check_envelope(
     assert_eq!(l.time_unix_nano, s.end_time_unix_nano, "the record's time is the end");
     let span_us = (s.end_time_unix_nano - s.start_time_unix_nano) / 1000;
     assert_eq!(i64::try_from(span_us).unwrap(), duration_us);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
     let age = now - u128::from(s.end_time_unix_nano);
     assert!(age < 60_000_000_000, "the wall clock is right: {age} ns ago");
-    let (severity, code) = if made.reset { ("WARN", StatusCode::Error) } else { ("INFO", StatusCode::Unset) };
+    let (severity, code) =
+        if made.reset { ("WARN", StatusCode::Error) } else { ("INFO", StatusCode::Unset) };
     assert_eq!(l.severity_text, severity);
     assert_eq!(s.status.clone().unwrap_or_default().code(), code);
-    let Some(Value::StringValue(body)) = l.body.clone().and_then(|b| b.value) else { panic!("no body") };
+    let Some(Value::StringValue(body)) = l.body.clone().and_then(|b| b.value) else {
+        panic!("no body")
+    };
     assert!(body.starts_with("tcp connection ") && body.lines().count() == 1, "{body}");
 
     let (kind, parent) = match role {
@@ -289,6 +317,9 @@ fn check_envelope(
         assert_eq!(text(&resource, "service.instance.id"), format!("{host}:{}", cgroup.name));
         assert_eq!(resource.len(), 4, "{resource:?}");
         let scope = scope.clone().unwrap();
-        assert_eq!((scope.name.as_str(), scope.version.as_str()), ("flowend", env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            (scope.name.as_str(), scope.version.as_str()),
+            ("flowend", env!("CARGO_PKG_VERSION"))
+        );
     }
 }

@@ -13,7 +13,15 @@ fn the_demo_is_true_and_leaves_nothing_behind() {
     let output = Flowend::command(&["demo"]).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-    for words in ["closed by the client", "closed by the server", "reset by the client", "reset by the server", "half-closed", "refused", "all true: "] {
+    for words in [
+        "closed by the client",
+        "closed by the server",
+        "reset by the client",
+        "reset by the server",
+        "half-closed",
+        "refused",
+        "all true: ",
+    ] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
     let name = stdout.split("cgroup /").nth(1).and_then(|s| s.split(':').next()).unwrap();
@@ -32,7 +40,11 @@ fn detach_links_of(pid: u32) -> usize {
             .map(|id| id.trim().to_owned())
             .filter(|_| text.contains("link_type:\tcgroup"));
         if let Some(id) = id {
-            let done = Command::new("bpftool").args(["link", "detach", "id", &id]).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin").status().unwrap();
+            let done = Command::new("bpftool")
+                .args(["link", "detach", "id", &id])
+                .env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
+                .status()
+                .unwrap();
             detached += usize::from(done.success());
         }
     }
@@ -44,7 +56,8 @@ fn the_demo_fails_when_its_programs_are_detached_midway() {
     if !can_run("the_demo_fails_when_its_programs_are_detached_midway", &["bpftool"]) {
         return;
     }
-    let mut child = Flowend::command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        Flowend::command(&["demo"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
     assert!(first.contains("making connections"), "{first}");

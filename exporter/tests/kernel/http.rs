@@ -22,15 +22,21 @@ async fn serve(seen: Seen) -> u16 {
         while let Ok((stream, _)) = listener.accept().await {
             let seen = Arc::clone(&seen);
             tokio::spawn(async move {
-                let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen)));
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let service =
+                    hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen)));
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             });
         }
     });
     port
 }
 
-async fn answer(request: Request<Incoming>, seen: Seen) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    seen: Seen,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let header = |name: &str| {
         request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
@@ -41,7 +47,10 @@ async fn answer(request: Request<Incoming>, seen: Seen) -> Result<Response<Full<
     match path.as_str() {
         "/v1/logs" => seen.0.add_logs(prost::Message::decode(body).unwrap()),
         "/v1/traces" => {
-            let request = opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest::decode(body);
+            let request =
+                opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest::decode(
+                    body,
+                );
             seen.0.add_spans(request.unwrap());
         }
         other => panic!("{other}"),
@@ -58,7 +67,12 @@ async fn http_protobuf_arrives_as_configured_by_the_standard_variables() {
     let seen = Seen::default();
     let port = serve(Arc::clone(&seen)).await;
     let cgroup = Cgroup::new();
-    let mut command = Flowend::command(&["run", "--set", &format!("targets={}", cgroup.name), "--set=export.interval=10ms"]);
+    let mut command = Flowend::command(&[
+        "run",
+        "--set",
+        &format!("targets={}", cgroup.name),
+        "--set=export.interval=10ms",
+    ]);
     command
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{port}"))
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
@@ -88,6 +102,10 @@ async fn http_protobuf_arrives_as_configured_by_the_standard_variables() {
     assert_eq!(super::support::text(&resource, "service.name"), "named");
     for (path, content_type, tenant) in &seen.1 {
         // FLOWEND_* wins over OTEL_*, though opentelemetry-otlp reads the latter by itself.
-        assert_eq!((content_type.as_str(), tenant.as_str()), ("application/x-protobuf", "from flowend"), "{path}");
+        assert_eq!(
+            (content_type.as_str(), tenant.as_str()),
+            ("application/x-protobuf", "from flowend"),
+            "{path}"
+        );
     }
 }

@@ -50,7 +50,10 @@ fn assert_one_trace(client: &Value, server: &Value) {
     assert_eq!(client["trace_id"], server["trace_id"]);
     assert_eq!(server["span"]["parent_span_id"], client["span_id"]);
     assert_eq!(client["span"]["parent_span_id"], Value::Null);
-    assert_eq!((client["span"]["kind"].as_str(), server["span"]["kind"].as_str()), (Some("CLIENT"), Some("SERVER")));
+    assert_eq!(
+        (client["span"]["kind"].as_str(), server["span"]["kind"].as_str()),
+        (Some("CLIENT"), Some("SERVER"))
+    );
 }
 
 /// client 10.99.1.2 -- 10.99.1.1 router 10.99.2.1 -- 10.99.2.2 server; the router translates
@@ -63,7 +66,18 @@ fn both_ends_agree_across_a_router_that_translates_both_addresses() {
     let (client_ns, router_ns, server_ns) = (Netns::new(), Netns::new(), Netns::new());
     for (netns, address, other) in [(&client_ns, "10.99.1", "c"), (&server_ns, "10.99.2", "s")] {
         let link = format!("{other}0");
-        router_ns.ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &netns.name]);
+        router_ns.ip(&[
+            "link",
+            "add",
+            &link,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            &netns.name,
+        ]);
         router_ns.ip(&["addr", "add", &format!("{address}.1/24"), "dev", &link]);
         router_ns.ip(&["link", "set", &link, "up"]);
         netns.ip(&["addr", "add", &format!("{address}.2/24"), "dev", "eth0"]);
@@ -72,14 +86,48 @@ fn both_ends_agree_across_a_router_that_translates_both_addresses() {
     }
     router_ns.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
     router_ns.exec(&["nft", "add", "table", "ip", "t"]);
-    router_ns.exec(&["nft", "add", "chain", "ip", "t", "pre", "{ type nat hook prerouting priority -100; }"]);
-    router_ns.exec(&["nft", "add", "chain", "ip", "t", "post", "{ type nat hook postrouting priority 100; }"]);
-    router_ns.exec(&["nft", "add", "rule", "ip", "t", "pre", "ip", "daddr", "10.98.0.1", "tcp", "dport", "80", "dnat", "to", "10.99.2.2:9090"]);
+    router_ns.exec(&[
+        "nft",
+        "add",
+        "chain",
+        "ip",
+        "t",
+        "pre",
+        "{ type nat hook prerouting priority -100; }",
+    ]);
+    router_ns.exec(&[
+        "nft",
+        "add",
+        "chain",
+        "ip",
+        "t",
+        "post",
+        "{ type nat hook postrouting priority 100; }",
+    ]);
+    router_ns.exec(&[
+        "nft",
+        "add",
+        "rule",
+        "ip",
+        "t",
+        "pre",
+        "ip",
+        "daddr",
+        "10.98.0.1",
+        "tcp",
+        "dport",
+        "80",
+        "dnat",
+        "to",
+        "10.99.2.2:9090",
+    ]);
     router_ns.exec(&["nft", "add", "rule", "ip", "t", "post", "oif", "s0", "masquerade"]);
 
     let (client_group, server_group) = (Cgroup::new(), Cgroup::new());
-    let (at_client, at_server) = (flowend_in(&client_ns, &client_group), flowend_in(&server_ns, &server_group));
-    let (mut client, mut server) = (puppet_in(&client_ns, &client_group), puppet_in(&server_ns, &server_group));
+    let (at_client, at_server) =
+        (flowend_in(&client_ns, &client_group), flowend_in(&server_ns, &server_group));
+    let (mut client, mut server) =
+        (puppet_in(&client_ns, &client_group), puppet_in(&server_ns, &server_group));
     let listener = server.listen("10.99.2.2:9090");
     let c = client.connect("10.98.0.1:80".parse().unwrap());
     let s = server.accept(listener);
@@ -111,11 +159,37 @@ fn a_client_translated_on_its_own_host_keeps_its_sockets_addresses() {
     netns.ip(&["addr", "add", "10.97.0.1/32", "dev", "lo"]);
     netns.ip(&["route", "add", "10.98.0.0/24", "dev", "lo"]);
     netns.exec(&["nft", "add", "table", "ip", "t"]);
-    netns.exec(&["nft", "add", "chain", "ip", "t", "out", "{ type nat hook output priority -100; }"]);
-    netns.exec(&["nft", "add", "rule", "ip", "t", "out", "ip", "daddr", "10.98.0.1", "tcp", "dport", "80", "dnat", "to", "10.97.0.1:9090"]);
+    netns.exec(&[
+        "nft",
+        "add",
+        "chain",
+        "ip",
+        "t",
+        "out",
+        "{ type nat hook output priority -100; }",
+    ]);
+    netns.exec(&[
+        "nft",
+        "add",
+        "rule",
+        "ip",
+        "t",
+        "out",
+        "ip",
+        "daddr",
+        "10.98.0.1",
+        "tcp",
+        "dport",
+        "80",
+        "dnat",
+        "to",
+        "10.97.0.1:9090",
+    ]);
     let (client_group, server_group) = (Cgroup::new(), Cgroup::new());
-    let (at_client, at_server) = (flowend_in(&netns, &client_group), flowend_in(&netns, &server_group));
-    let (mut client, mut server) = (puppet_in(&netns, &client_group), puppet_in(&netns, &server_group));
+    let (at_client, at_server) =
+        (flowend_in(&netns, &client_group), flowend_in(&netns, &server_group));
+    let (mut client, mut server) =
+        (puppet_in(&netns, &client_group), puppet_in(&netns, &server_group));
     let listener = server.listen("10.97.0.1:9090");
     let c = client.connect("10.98.0.1:80".parse().unwrap());
     let s = server.accept(listener);

@@ -52,7 +52,12 @@ fn every_packet_passes() {
         return;
     }
     let mut probe = load();
-    let mut packets = vec![v4(17, 0, &[0; 30]), v6(17, &[0; 30]), v6(0, &[6, 0, 0, 0, 0, 0, 0, 0]), v4(6, 40, &tcp(SYN, 0))];
+    let mut packets = vec![
+        v4(17, 0, &[0; 30]),
+        v6(17, &[0; 30]),
+        v6(0, &[6, 0, 0, 0, 0, 0, 0, 0]),
+        v4(6, 40, &tcp(SYN, 0)),
+    ];
     for flags in 0..=u8::MAX {
         packets.push(v4(6, 0, &tcp(flags, 100)));
         packets.push(v6(6, &tcp(flags, 100)));
@@ -76,7 +81,8 @@ fn every_packet_passes() {
     }
     let mut run = 0;
     for name in ["flowend_ingress", "flowend_egress"] {
-        let program: &mut CgroupSkb = probe.ebpf_mut().program_mut(name).unwrap().try_into().unwrap();
+        let program: &mut CgroupSkb =
+            probe.ebpf_mut().program_mut(name).unwrap().try_into().unwrap();
         for packet in &packets {
             let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
             // The kernel itself refuses frames whose IP header is cut; nothing to let pass then.

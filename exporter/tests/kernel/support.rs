@@ -94,7 +94,11 @@ impl Drop for Cgroup {
 pub(crate) fn run(command: &str, args: &[&str]) {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(command).args(args).env("PATH", path).output().expect(command);
-    assert!(output.status.success(), "{command} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A network namespace of its own with loopback up, removed when dropped.
@@ -159,7 +163,8 @@ impl Puppet {
 
     pub(crate) fn start(args: &[&Path]) -> Self {
         let program = std::env::current_exe().expect("own path");
-        let program = program.parent().and_then(Path::parent).expect("target folder").join("examples/puppet");
+        let program =
+            program.parent().and_then(Path::parent).expect("target folder").join("examples/puppet");
         let mut child = Command::new(&program)
             .args(args)
             .stdin(Stdio::piped())
@@ -291,7 +296,10 @@ impl Flowend {
     }
 
     pub(crate) fn wait_for_message(&self, words: &str) {
-        wait_until(|| self.stderr().contains(words), || format!("no \"{words}\" in: {}", self.stderr()));
+        wait_until(
+            || self.stderr().contains(words),
+            || format!("no \"{words}\" in: {}", self.stderr()),
+        );
     }
 
     /// The JSON lines so far.
@@ -299,7 +307,10 @@ impl Flowend {
         // The last line may not be whole yet.
         let text = self.stdout();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+            .collect()
     }
 
     /// SIGTERM, and waits for the end; the exit status and all of stderr.

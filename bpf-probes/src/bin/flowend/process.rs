@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use flowend_probe_types::{EventKind, ProcessEvent};
 
-use crate::ring::emit;
+use crate::ring::{reserve, submit};
 
 const PASS: i32 = 1;
 const SOCK_STREAM: u32 = 1;
@@ -63,12 +63,13 @@ fn report(kind: EventKind, ctx: *mut c_void) {
         let cookie = bpf_get_socket_cookie(ctx);
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let time_ns = bpf_ktime_get_boot_ns();
-        emit::<ProcessEvent>(kind, |e| {
-            (*e).kind = kind as u8;
-            (*e).reserved = [0; 3];
-            (*e).pid = pid;
-            (*e).time_ns = time_ns;
-            (*e).cookie = cookie;
-        });
+        let Some(mut entry) = reserve::<ProcessEvent>(kind) else { return };
+        let e = entry.as_mut_ptr();
+        (*e).kind = kind as u8;
+        (*e).reserved = [0; 3];
+        (*e).pid = pid;
+        (*e).time_ns = time_ns;
+        (*e).cookie = cookie;
+        submit(entry);
     }
 }

@@ -12,9 +12,11 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use flowend_probe_types::{Addr, EventKind, PacketBytes, Segment, TERMINATING, TcpEvent, TcpState, parse};
+use flowend_probe_types::{
+    Addr, EventKind, PacketBytes, Segment, TERMINATING, TcpEvent, TcpState, parse,
+};
 
-use crate::ring::emit;
+use crate::ring::{reserve, submit};
 
 const PASS: i32 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -112,33 +114,31 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
             return;
         }
         let state = (*sk).state as u8;
-        let tp = if state == TcpState::Listen as u8 {
-            core::ptr::null_mut()
-        } else {
-            tcp_sock_of(sk)
-        };
+        let tp =
+            if state == TcpState::Listen as u8 { core::ptr::null_mut() } else { tcp_sock_of(sk) };
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());
         let cgroup_id = bpf_skb_cgroup_id(skb);
         let time_ns = bpf_ktime_get_boot_ns();
-        emit::<TcpEvent>(kind, |e| {
-            (*e).kind = kind as u8;
-            (*e).flags = segment.flags;
-            (*e).state = state;
-            (*e).reserved = 0;
-            (*e).time_ns = time_ns;
-            (*e).cookie = cookie;
-            (*e).cgroup_id = cgroup_id;
-            (*e).seq = segment.seq;
-            (*e).ack = segment.ack;
-            (*e).payload = segment.payload;
-            (*e).padding = 0;
-            if state == TcpState::Listen as u8 {
-                packet_addresses(e, &segment, kind);
-            } else {
-                socket_addresses(e, sk);
-            }
-            counters(e, tp);
-        });
+        let Some(mut entry) = reserve::<TcpEvent>(kind) else { return };
+        let e = entry.as_mut_ptr();
+        (*e).kind = kind as u8;
+        (*e).flags = segment.flags;
+        (*e).state = state;
+        (*e).reserved = 0;
+        (*e).time_ns = time_ns;
+        (*e).cookie = cookie;
+        (*e).cgroup_id = cgroup_id;
+        (*e).seq = segment.seq;
+        (*e).ack = segment.ack;
+        (*e).payload = segment.payload;
+        (*e).padding = 0;
+        if state == TcpState::Listen as u8 {
+            packet_addresses(e, &segment, kind);
+        } else {
+            socket_addresses(e, sk);
+        }
+        counters(e, tp);
+        submit(entry);
     }
 }
 

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use flowend_probe_types::{Addr, EventKind, TcpEvent, TcpState};
 
-use crate::ring::emit;
+use crate::ring::{reserve, submit};
 
 const HANDLED: u32 = 1;
 const AF_INET6: u32 = 10;
@@ -70,7 +70,9 @@ macro_rules! ctx_u64 {
 fn flowend_sockops(ctx: SockOpsContext) -> u32 {
     let ops = ctx.ops;
     // SAFETY: the context is valid.
-    let (op, args) = unsafe { (ctx!(ops, op), [ctx_word!(ops, __bindgen_anon_1, 1), ctx_word!(ops, __bindgen_anon_1, 2)]) };
+    let (op, args) = unsafe {
+        (ctx!(ops, op), [ctx_word!(ops, __bindgen_anon_1, 1), ctx_word!(ops, __bindgen_anon_1, 2)])
+    };
     let [new_state, gives_up] = args;
     let kind = match op {
         // Before the SYN leaves: from here on the end is seen, whatever the answer.
@@ -102,7 +104,10 @@ fn watch(ops: *mut bpf_sock_ops) {
     // SAFETY: the context is valid.
     unsafe {
         let flags = ctx!(ops, bpf_sock_ops_cb_flags);
-        bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32);
+        bpf_sock_ops_cb_flags_set(
+            ops,
+            (flags | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32,
+        );
     }
 }
 
@@ -118,52 +123,53 @@ fn report(ctx: &SockOpsContext, kind: EventKind) {
         };
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());
         let time_ns = bpf_ktime_get_boot_ns();
-        emit::<TcpEvent>(kind, |e| {
-            (*e).kind = kind as u8;
-            (*e).flags = 0;
-            (*e).state = state as u8;
-            (*e).reserved = 0;
-            (*e).time_ns = time_ns;
-            (*e).cookie = cookie;
-            // sockops programs may not call bpf_sk_cgroup_id(); segments of the socket tell it.
-            (*e).cgroup_id = 0;
-            (*e).seq = 0;
-            (*e).ack = 0;
-            (*e).payload = 0;
-            (*e).padding = 0;
-            let remote6 = Addr::v6([
-                ctx_word!(ops, remote_ip6, 0),
-                ctx_word!(ops, remote_ip6, 1),
-                ctx_word!(ops, remote_ip6, 2),
-                ctx_word!(ops, remote_ip6, 3),
+        let Some(mut entry) = reserve::<TcpEvent>(kind) else { return };
+        let e = entry.as_mut_ptr();
+        (*e).kind = kind as u8;
+        (*e).flags = 0;
+        (*e).state = state as u8;
+        (*e).reserved = 0;
+        (*e).time_ns = time_ns;
+        (*e).cookie = cookie;
+        // sockops programs may not call bpf_sk_cgroup_id(); segments of the socket tell it.
+        (*e).cgroup_id = 0;
+        (*e).seq = 0;
+        (*e).ack = 0;
+        (*e).payload = 0;
+        (*e).padding = 0;
+        let remote6 = Addr::v6([
+            ctx_word!(ops, remote_ip6, 0),
+            ctx_word!(ops, remote_ip6, 1),
+            ctx_word!(ops, remote_ip6, 2),
+            ctx_word!(ops, remote_ip6, 3),
+        ]);
+        if ctx!(ops, family) == AF_INET6 && !remote6.is_v4() {
+            (*e).local = Addr::v6([
+                ctx_word!(ops, local_ip6, 0),
+                ctx_word!(ops, local_ip6, 1),
+                ctx_word!(ops, local_ip6, 2),
+                ctx_word!(ops, local_ip6, 3),
             ]);
-            if ctx!(ops, family) == AF_INET6 && !remote6.is_v4() {
-                (*e).local = Addr::v6([
-                    ctx_word!(ops, local_ip6, 0),
-                    ctx_word!(ops, local_ip6, 1),
-                    ctx_word!(ops, local_ip6, 2),
-                    ctx_word!(ops, local_ip6, 3),
-                ]);
-                (*e).remote = remote6;
-            } else {
-                (*e).local = Addr::v4(ctx!(ops, local_ip4));
-                (*e).remote = Addr::v4(ctx!(ops, remote_ip4));
-            }
-            // local_port is in host order, remote_port in network order within 32 bits.
-            (*e).local_port = ctx!(ops, local_port) as u16;
-            (*e).remote_port = u32::from_be(ctx!(ops, remote_port)) as u16;
-            (*e).bytes_acked = ctx_u64!(ops, bytes_acked);
-            (*e).bytes_received = ctx_u64!(ops, bytes_received);
-            (*e).snd_nxt = ctx!(ops, snd_nxt);
-            (*e).snd_una = ctx!(ops, snd_una);
-            (*e).rcv_nxt = ctx!(ops, rcv_nxt);
-            (*e).srtt_8us = ctx!(ops, srtt_us);
-            (*e).rtt_min_us = ctx!(ops, rtt_min);
-            (*e).segs_out = ctx!(ops, segs_out);
-            (*e).segs_in = ctx!(ops, segs_in);
-            (*e).data_segs_out = ctx!(ops, data_segs_out);
-            (*e).data_segs_in = ctx!(ops, data_segs_in);
-            (*e).total_retrans = ctx!(ops, total_retrans);
-        });
+            (*e).remote = remote6;
+        } else {
+            (*e).local = Addr::v4(ctx!(ops, local_ip4));
+            (*e).remote = Addr::v4(ctx!(ops, remote_ip4));
+        }
+        // local_port is in host order, remote_port in network order within 32 bits.
+        (*e).local_port = ctx!(ops, local_port) as u16;
+        (*e).remote_port = u32::from_be(ctx!(ops, remote_port)) as u16;
+        (*e).bytes_acked = ctx_u64!(ops, bytes_acked);
+        (*e).bytes_received = ctx_u64!(ops, bytes_received);
+        (*e).snd_nxt = ctx!(ops, snd_nxt);
+        (*e).snd_una = ctx!(ops, snd_una);
+        (*e).rcv_nxt = ctx!(ops, rcv_nxt);
+        (*e).srtt_8us = ctx!(ops, srtt_us);
+        (*e).rtt_min_us = ctx!(ops, rtt_min);
+        (*e).segs_out = ctx!(ops, segs_out);
+        (*e).segs_in = ctx!(ops, segs_in);
+        (*e).data_segs_out = ctx!(ops, data_segs_out);
+        (*e).data_segs_in = ctx!(ops, data_segs_in);
+        (*e).total_retrans = ctx!(ops, total_retrans);
+        submit(entry);
     }
 }
