@@ -29,6 +29,7 @@ fn noop_sockops(_: SockOpsContext) -> u32 {
     1
 }
 
+/// The programs are dual Apache-2.0 and GPL-2.0; the kernel asks for the GPL and knows its name.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 4] = *b"GPL\0";
