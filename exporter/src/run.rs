@@ -124,13 +124,11 @@ impl Sidecar {
                         tokio::task::yield_now().await;
                     }
                 }
-                _ = health.tick() => {
-                    lost_before = report_lost(&self.source, lost_before);
-                    failed = failed_output(&mut self.outputs).await;
-                    if failed.is_some() {
-                        break;
-                    }
-                }
+                _ = health.tick() => lost_before = report_lost(&self.source, lost_before),
+            }
+            failed = failed_output(&mut self.outputs).await;
+            if failed.is_some() {
+                break;
             }
         }
         while read(&mut self.source, &mut self.pipeline) {}

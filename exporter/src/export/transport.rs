@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use hashlink::LruCache;
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::HttpsConnector;
@@ -29,22 +30,47 @@ use crate::config::Receiver;
 /// An answer of a receiver is a few bytes; more than this is not read.
 const MAX_ANSWER: usize = 4 << 20;
 
-/// The cookies of flowend's own sockets.
+/// Failed attempts whose ends are still to be seen; the end follows within milliseconds.
+const MAX_FAILED: usize = 4096;
+
+/// The cookies of flowend's own sockets. Bounded: by the connections that are open, and for attempts
+/// that failed, some of which never were a TCP connection, by a limit.
 #[derive(Clone, Debug, Default)]
-pub struct OwnSockets(Arc<Mutex<HashSet<u64>>>);
+pub struct OwnSockets(Arc<Mutex<Cookies>>);
+
+#[derive(Debug)]
+struct Cookies {
+    open: HashSet<u64>,
+    failed: LruCache<u64, ()>,
+}
+
+impl Default for Cookies {
+    fn default() -> Self {
+        Self { open: HashSet::new(), failed: LruCache::new(MAX_FAILED) }
+    }
+}
 
 impl OwnSockets {
     /// Before the socket connects.
     fn add(&self, cookie: u64) {
-        self.lock().insert(cookie);
+        self.lock().open.insert(cookie);
+    }
+
+    /// The socket did not connect.
+    fn fail(&self, cookie: u64) {
+        let mut cookies = self.lock();
+        if cookies.open.remove(&cookie) {
+            cookies.failed.insert(cookie, ());
+        }
     }
 
     /// Whether this was an own socket; it has ended, and is forgotten.
     pub fn take(&self, cookie: u64) -> bool {
-        self.lock().remove(&cookie)
+        let mut cookies = self.lock();
+        cookies.open.remove(&cookie) || cookies.failed.remove(&cookie).is_some()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Cookies> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -82,9 +108,11 @@ async fn connect(uri: &Uri, own: &OwnSockets) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in lookup_host((host, port)).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        own.add(socket2::SockRef::from(&socket).cookie()?);
+        let attempt = Attempt { own, cookie: socket2::SockRef::from(&socket).cookie()? };
+        own.add(attempt.cookie);
         match socket.connect(address).await {
             Ok(stream) => {
+                attempt.succeeded();
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
@@ -92,6 +120,25 @@ async fn connect(uri: &Uri, own: &OwnSockets) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// A socket that has not connected yet. Dropped before it has, by an error or by the timeout, it counts
+/// as failed.
+struct Attempt<'a> {
+    own: &'a OwnSockets,
+    cookie: u64,
+}
+
+impl Attempt<'_> {
+    fn succeeded(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.own.fail(self.cookie);
+    }
 }
 
 /// A gRPC channel that connects when it is first used, and again when it broke.
@@ -195,4 +242,25 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_sockets_are_known_until_they_end_and_failures_are_bounded() {
+        let own = OwnSockets::default();
+        own.add(1);
+        for cookie in 10..10 + 2 * MAX_FAILED as u64 {
+            own.add(cookie);
+            own.fail(cookie);
+        }
+        let last = 9 + 2 * MAX_FAILED as u64;
+        assert!(own.take(last), "a failed attempt is an own socket, too");
+        assert!(!own.take(last), "and is forgotten when its end was seen");
+        assert!(own.take(1), "an open connection outlives any number of failures");
+        let cookies = own.lock();
+        assert_eq!((cookies.open.len(), cookies.failed.len()), (0, MAX_FAILED - 1));
+    }
 }

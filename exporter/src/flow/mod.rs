@@ -196,7 +196,8 @@ impl FlowTable {
     }
 
     /// The SYN of an accepted socket: same addresses and ports, and the ISN just before what the
-    /// socket expects next. Data in the SYN (Fast Open) moves that on, by at most one segment.
+    /// socket expects next. With Fast Open too: data of the SYN is counted after the callback
+    /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
     fn take_embryo(&mut self, event: &TcpEvent) -> Option<Embryo> {
         let isn = event.rcv_nxt.wrapping_sub(1);
         let fits = |e: &Embryo| {
