@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flowend::cgroup::Paths;
 use flowend::config::Profile;
 use flowend::encode::{self, LogEncoder};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
@@ -112,7 +113,11 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
         1 << 18,
         Stages {
             processes: Processes::new(1 << 18),
-            workloads: Workloads::new("/nonexistent".into(), WorkloadSettings::default()),
+            workloads: Workloads::new(
+                "/nonexistent".into(),
+                Paths::new(16),
+                WorkloadSettings::default(),
+            ),
             own: OwnSockets::default(),
             ids: Ids::new("bench", 1),
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],

@@ -1,6 +1,9 @@
 //! The cgroup v2 hierarchy: where it is mounted, and which folder has which id.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hashlink::LruCache;
 
 /// Why there is no cgroup v2 hierarchy to watch.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -85,6 +88,34 @@ pub fn relative(mount: &Path, folder: &Path) -> String {
     match folder.strip_prefix(mount) {
         Ok(rest) if !rest.as_os_str().is_empty() => format!("/{}", rest.display()),
         _ => "/".into(),
+    }
+}
+
+/// The paths of cgroups by id, relative to the mount. Bounded; kept for cgroups that are gone.
+#[derive(Clone, Debug)]
+pub struct Paths(Arc<Mutex<LruCache<u64, Arc<str>>>>);
+
+impl Paths {
+    /// At most `limit` of them; the one not asked for for longest leaves first.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Mutex::new(LruCache::new(limit))))
+    }
+
+    /// The path of a cgroup that was seen before.
+    pub fn get(&self, id: u64) -> Option<Arc<str>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// Remembers a path; the first one for an id stays.
+    pub fn learn(&self, id: u64, path: impl FnOnce() -> String) {
+        let mut paths = self.lock();
+        if !paths.contains_key(&id) {
+            paths.insert(id, Arc::from(path()));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Arc<str>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `flowend check`: the configuration, and what this kernel and these capabilities allow.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 
 use crate::cgroup;
 use crate::config::{Layered, Output};
@@ -32,7 +33,8 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
                 "BAD "
             }
         };
-        println!("{mark}  {point}: {words}");
+        // Not println!: a reader that went away is no reason to panic.
+        let _ = writeln!(std::io::stdout(), "{mark}  {point}: {words}");
     };
     let settings = &layered.settings;
     say(Verdict::Good, "configuration", &outputs(layered));

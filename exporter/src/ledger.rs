@@ -74,9 +74,10 @@ impl Count {
         self.0.fetch_add(n as u64, Ordering::Relaxed);
     }
 
-    /// Takes away; for gauges.
+    /// Takes away, down to 0; for gauges.
     pub fn sub(&self, n: usize) {
-        self.0.fetch_sub(n as u64, Ordering::Relaxed);
+        let less = |value: u64| Some(value.saturating_sub(n as u64));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// The value.

@@ -1,5 +1,6 @@
 //! The program `flowend`: reads the command line and the configuration, and hands over.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -15,8 +16,8 @@ fn main() -> ExitCode {
         Command::Run { outputs, config } => run(&config, &outputs),
         Command::Check { config } => with_config(&config, &[], |layered| check::check(&layered)),
         Command::PrintConfig { config } => with_config(&config, &[], |layered| {
-            print!("{}", config::print(&layered));
-            Ok(())
+            // Not print!: a reader that went away is no reason to panic.
+            Ok(std::io::stdout().write_all(config::print(&layered).as_bytes())?)
         }),
         Command::Demo { config } => {
             with_config(&config, &[], |layered| in_runtime(demo::demo(layered.settings)))

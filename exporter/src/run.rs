@@ -10,9 +10,12 @@ use flowend_probe_types::LOST_SLOTS;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::cgroup::{self, Paths};
+use crate::clock;
 use crate::config::{Output, Settings};
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
+use crate::flow::FlowStats;
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::pipeline::{Pipeline, Stages};
@@ -20,7 +23,9 @@ use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::Record;
 use crate::sample::Sampler;
 use crate::source::RingSource;
-use crate::{cgroup, clock};
+
+/// Paths of cgroups remembered at most: about 100 bytes each.
+const MAX_PATHS: usize = 65_536;
 
 /// Lost events are complained about at most this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -75,11 +80,16 @@ impl Sidecar {
         let own = OwnSockets::default();
         let outputs = start_outputs(settings, &own)?;
         let ledger = Arc::new(Ledger::default());
+        let paths = Paths::new(MAX_PATHS);
         let pipeline = Pipeline::new(
             settings.max_flows,
             Stages {
                 processes: Processes::new(settings.max_flows),
-                workloads: Workloads::new(mount.clone(), workload_settings(settings)),
+                workloads: Workloads::new(
+                    mount.clone(),
+                    paths.clone(),
+                    workload_settings(settings),
+                ),
                 own,
                 ids: Ids::new(&settings.ids_key, random_seed()),
                 peer_cidrs: settings.peer_cidrs.clone(),
@@ -89,7 +99,7 @@ impl Sidecar {
             },
         );
         // Last, so that nothing is attached when something else fails.
-        let watch = TargetWatch::start(probe, mount, settings.targets.clone())?;
+        let watch = TargetWatch::start(probe, mount, settings.targets.clone(), paths)?;
         Ok(Self {
             source,
             pipeline,
@@ -110,31 +120,30 @@ impl Sidecar {
             "{} cgroup(s) attached; reporting the ends of TCP connections",
             self.watch.attached()
         );
-        let watch = tokio::spawn(self.watch.run());
+        let mut watch = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
-        let mut lost_before = [0; LOST_SLOTS.len()];
-        let mut failed = None;
-        loop {
+        let mut said = Health::default();
+        let mut more = false;
+        let failed = loop {
             tokio::select! {
-                () = &mut shutdown => break,
-                () = self.source.ready() => {
-                    while read(&mut self.source, &mut self.pipeline) {
-                        // A flood must not keep the outputs from their turn.
-                        tokio::task::yield_now().await;
-                    }
-                }
-                _ = health.tick() => lost_before = report_lost(&self.source, lost_before),
+                () = &mut shutdown => break None,
+                ended = &mut watch => break Some(anyhow::anyhow!("watching the cgroups ended: {ended:?}")),
+                // A flood must not keep the others from their turn.
+                () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline),
+                () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline),
+                _ = health.tick() => said = said.report(&self.source, &self.pipeline),
             }
-            failed = failed_output(&mut self.outputs).await;
-            if failed.is_some() {
-                break;
+            if let Some(error) = failed_output(&mut self.outputs).await {
+                break Some(error);
             }
-        }
+        };
+        // Detached first: then what the ring holds comes to an end.
+        watch.abort();
+        let _ = watch.await;
         while read(&mut self.source, &mut self.pipeline) {}
         self.pipeline.finish(clock::boot_to_unix_ns());
-        watch.abort();
-        report_lost(&self.source, lost_before);
+        said.report(&self.source, &self.pipeline);
         let outputs = finish_outputs(self.outputs, self.shutdown_timeout).await;
         for output in &outputs {
             info!("{}", Line(&self.ledger, output));
@@ -149,23 +158,60 @@ impl Sidecar {
 /// One turn of the data path. Says whether the ring may hold more.
 fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
     let offset = clock::boot_to_unix_ns();
+    // Before the ring is read: what happened by then is in it.
+    let now = clock::boot_ns();
     let more = source.drain(|event| pipeline.event(event, offset));
-    pipeline.tick(clock::boot_ns(), offset);
+    if !more {
+        pipeline.tick(now, offset);
+    }
     more
 }
 
-fn report_lost(source: &RingSource, before: [u64; LOST_SLOTS.len()]) -> [u64; LOST_SLOTS.len()] {
-    let now = source.lost();
-    let new: Vec<_> = LOST_SLOTS
-        .iter()
-        .zip(now.iter().zip(&before))
-        .filter(|(_, (now, before))| now > before)
-        .map(|(name, (now, before))| format!("{name} {}", now - before))
-        .collect();
-    if !new.is_empty() {
-        warn!("the ring was full: events lost: {}; raise ring.bytes", new.join(", "));
+/// What went wrong inside and was said.
+#[derive(Default)]
+struct Health {
+    lost: [u64; LOST_SLOTS.len()],
+    malformed: u64,
+    flows: FlowStats,
+}
+
+impl Health {
+    /// Says what is new since the last time.
+    fn report(self, source: &RingSource, pipeline: &Pipeline) -> Self {
+        let now = Self {
+            lost: source.lost(),
+            malformed: source.malformed(),
+            flows: pipeline.flows().stats(),
+        };
+        let lost: Vec<_> = LOST_SLOTS
+            .iter()
+            .zip(now.lost.iter().zip(&self.lost))
+            .filter(|(_, (now, before))| now > before)
+            .map(|(name, (now, before))| format!("{name} {}", now - before))
+            .collect();
+        if !lost.is_empty() {
+            warn!("the ring was full: events lost: {}; raise ring.bytes", lost.join(", "));
+        }
+        let since = |now: u64, before: u64| now.saturating_sub(before);
+        let malformed = since(now.malformed, self.malformed);
+        if malformed > 0 {
+            warn!("{malformed} events could not be decoded: the BPF object is of another version");
+        }
+        let evicted = since(now.flows.evicted, self.flows.evicted);
+        if evicted > 0 {
+            warn!(
+                "{evicted} connections forgotten because flows.max was reached; their ends are reported \
+                 with flowend.start_known = false"
+            );
+        }
+        let embryos = since(now.flows.embryos_evicted, self.flows.embryos_evicted);
+        if embryos > 0 {
+            warn!(
+                "{embryos} half-open connections forgotten because there were too many: a SYN flood?"
+            );
+        }
+        now
     }
-    now
 }
 
 fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<RunningOutput>> {
@@ -192,7 +238,6 @@ fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<Ru
                         settings.profile,
                         own.clone(),
                     )?;
-                    let task = tokio::spawn(async { task.await.map_err(std::io::Error::other) });
                     outputs.push(RunningOutput { queue, ledger, task });
                 }
                 continue;

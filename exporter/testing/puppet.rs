@@ -7,6 +7,8 @@
 //! connect ADDR           ok ID LOCAL PEER
 //! accept ID              ok ID LOCAL PEER
 //! send ID N, recv ID N   ok
+//! fill ID                ok      (sends until no more is taken)
+//! drain ID               ok      (receives until the peer's FIN)
 //! shutdown ID            ok      (FIN, and goes on reading)
 //! linger0 ID             ok      (close will send an RST)
 //! close ID               ok
@@ -78,6 +80,14 @@ fn obey(words: &[&str], sockets: &mut HashMap<u32, Socket>) -> Answer {
             match (*verb, rest) {
                 ("send", [n]) => stream.write_all(&vec![b's'; n.parse()?])?,
                 ("recv", [n]) => stream.read_exact(&mut vec![0; n.parse()?])?,
+                ("fill", []) => {
+                    stream.set_nonblocking(true)?;
+                    while stream.write(&[b'f'; 65536]).is_ok() {}
+                    stream.set_nonblocking(false)?;
+                }
+                ("drain", []) => {
+                    std::io::copy(stream, &mut std::io::sink())?;
+                }
                 ("shutdown", []) => stream.shutdown(Shutdown::Write)?,
                 ("linger0", []) => {
                     socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?

@@ -3,7 +3,6 @@
 //! Users must not need a BPF toolchain, so the objects are committed. The build is reproducible: paths
 //! are remapped, and the versions of what built the objects are recorded beside them.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -96,15 +95,12 @@ fn build(linker: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     );
     let cargo_home = home("CARGO_HOME", ".cargo")?;
     let flags = [
-        "-Clinker=bpf-linker".to_owned(),
+        format!("-Clinker={}", linker.display()),
         format!("--remap-path-prefix={}=/sysroot", sysroot.display()),
         format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
         format!("--remap-path-prefix={}=/flowend", root().display()),
     ];
     let target_dir = root().join("target/bpf");
-    let mut path: OsString = linker.parent().unwrap_or(Path::new("")).into();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(probes())
@@ -120,7 +116,6 @@ fn build(linker: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         ])
         .arg("--target-dir")
         .arg(&target_dir)
-        .env("PATH", path)
         // The BPF target has no prebuilt core; stable can build it when told so.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use figment::value::Value;
 
 use super::ConfigError;
-use super::layers::{Layer, Schema, nest};
+use super::layers::{Layer, Schema, is_in_free_table, nest};
+use super::settings::Settings;
 
 const PREFIX: &str = "FLOWEND_";
 
@@ -71,6 +72,31 @@ pub(super) fn standard(
     Ok(layers)
 }
 
+/// opentelemetry-otlp reads the compression from the environment by itself where it is told none.
+pub(super) fn warn_of_compression(
+    env: &BTreeMap<String, String>,
+    settings: &Settings,
+    warnings: &mut Vec<String>,
+) {
+    for (signal, receiver) in
+        [("LOGS", &settings.receivers.logs), ("TRACES", &settings.receivers.traces)]
+    {
+        let names = [
+            format!("OTEL_EXPORTER_OTLP_{signal}_COMPRESSION"),
+            "OTEL_EXPORTER_OTLP_COMPRESSION".into(),
+        ];
+        let set =
+            names.iter().find(|name| env.get(*name).is_some_and(|v| !v.is_empty() && v != "none"));
+        if let Some(name) = set
+            && receiver.compression.is_none()
+        {
+            warnings.push(format!(
+                "variable {name} compresses although the configuration says \"none\"; unset it"
+            ));
+        }
+    }
+}
+
 /// `key=value,key=value` with percent-encoding (W3C Baggage, as the specification demands).
 fn pairs(name: &str, key: &str, text: &str) -> Result<Vec<(String, String)>, ConfigError> {
     let bad = |pair: &str| ConfigError::Value {
@@ -112,7 +138,8 @@ pub(super) fn own(
             continue;
         }
         let key = rest.to_ascii_lowercase().replace("__", ".");
-        if schema.get(&key).is_none() && is_kubernetes_service_link(name, text) {
+        let is_key = schema.get(&key).is_some() || is_in_free_table(&key);
+        if !is_key && is_kubernetes_service_link(name, text) {
             continue;
         }
         let value = schema.parse_value(&key, text);

@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::{ConfigError, DEFAULT, env};
 
 /// Keys whose values are tables of the user's own keys.
-const FREE_TABLES: [&str; 4] =
+pub(super) const FREE_TABLES: [&str; 4] =
     ["otlp.headers", "otlp.logs.headers", "otlp.traces.headers", "resource.attributes"];
 
 /// Where configuration comes from, so that tests need no process environment.
@@ -72,8 +72,9 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     }
     let mut figment = Figment::from(default);
     let mut origins = BTreeMap::new();
-    for layer in layers {
+    for mut layer in layers {
         schema.check(&layer)?;
+        lower_case_headers(&mut layer.dict);
         let mut leaves = Vec::new();
         flatten("", &layer.dict, &mut leaves);
         origins.extend(leaves.into_iter().map(|(key, _)| (key, layer.origin.clone())));
@@ -82,6 +83,7 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let raw: RawSettings =
         figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
     let settings = Settings::resolve(raw, &|key| origin_of(&origins, key))?;
+    env::warn_of_compression(&sources.env, &settings, &mut warnings);
     Ok(Layered { figment, origins, settings, warnings })
 }
 
@@ -98,6 +100,19 @@ impl Layered {
                 (key, value, origin)
             })
             .collect()
+    }
+}
+
+/// Names of HTTP headers are the same in any case, and must be for one layer to win over another.
+fn lower_case_headers(dict: &mut Dict) {
+    for (name, value) in dict {
+        let Value::Dict(_, inner) = value else { continue };
+        if name == "headers" {
+            let lower = std::mem::take(inner).into_iter().map(|(k, v)| (k.to_ascii_lowercase(), v));
+            *inner = lower.collect();
+        } else {
+            lower_case_headers(inner);
+        }
     }
 }
 
@@ -247,7 +262,7 @@ impl Schema {
     }
 }
 
-fn is_in_free_table(key: &str) -> bool {
+pub(super) fn is_in_free_table(key: &str) -> bool {
     FREE_TABLES
         .iter()
         .any(|table| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
@@ -255,9 +270,8 @@ fn is_in_free_table(key: &str) -> bool {
 
 fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result<(), ConfigError> {
     let fits = match (default, value) {
-        (Value::Array(_, items), Value::Array(_, given)) => {
-            // Every list of the configuration is a list of strings.
-            let _ = items;
+        // Every list of the configuration is a list of strings.
+        (Value::Array(..), Value::Array(_, given)) => {
             return match given.iter().find(|v| !matches!(v, Value::String(..))) {
                 None => Ok(()),
                 Some(other) => Err(wrong_type(key, "a list of strings".into(), other, origin)),

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use figment::value::{Num, Value};
 
 use super::Layered;
+use super::layers::FREE_TABLES;
 
 /// Keys whose values are secrets, by prefix.
 const SECRET_TABLES: [&str; 3] = ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers."];
@@ -41,7 +42,7 @@ fn is_secret(key: &str, origin: &str) -> bool {
 }
 
 /// A URL may hold `user:password@`.
-fn without_password(url: &str) -> String {
+pub(super) fn without_password(url: &str) -> String {
     match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 < at => {
             format!("{}<redacted>{}", &url[..scheme + 3], &url[at..])
@@ -52,11 +53,9 @@ fn without_password(url: &str) -> String {
 
 /// Keys below a free table may hold dots: they are quoted.
 fn quote_key(key: &str) -> String {
-    for table in
-        ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers.", "resource.attributes."]
-    {
-        if let Some(rest) = key.strip_prefix(table) {
-            return format!("{table}{}", toml::Value::from(rest));
+    for table in FREE_TABLES {
+        if let Some(rest) = key.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) {
+            return format!("{table}.{}", toml::Value::from(rest));
         }
     }
     key.to_owned()

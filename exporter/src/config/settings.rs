@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
+use super::print::without_password;
 use super::raw::{RawOtlp, RawSettings, RawSignal};
 use crate::targets::Pattern;
 
@@ -263,13 +264,16 @@ fn outputs(
     Ok(outputs)
 }
 
+/// Longer is a mistake.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
 fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
-    text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok()).ok_or_else(
+    text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok()).filter(|d| *d <= LONGEST).ok_or_else(
         || {
             bad(
                 key,
                 origin,
-                format!("\"{text}\" is no duration; write one like \"20ms\", \"5s\" or \"2m\""),
+                format!("\"{text}\" is no duration up to a week; write one like \"20ms\", \"5s\" or \"2m\""),
             )
         },
     )
@@ -397,16 +401,22 @@ fn receiver(
 }
 
 fn endpoint(key: &str, text: &str, origin: Origin<'_>) -> Result<Uri, ConfigError> {
+    let shown = without_password(text);
     let problem = |why: &str| {
         bad(
             key,
             origin,
             format!(
-                "\"{text}\" {why}; write one like \"http://collector:4317\" or \"https://collector:4318\""
+                "\"{shown}\" {why}; write one like \"http://collector:4317\" or \"https://collector:4318\""
             ),
         )
     };
     let uri: Uri = text.parse().map_err(|_| problem("is no URL"))?;
+    if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        return Err(problem(
+            "holds a user or password, which would not be sent: use otlp.headers.authorization",
+        ));
+    }
     match uri.scheme_str() {
         Some("http" | "https") if uri.host().is_some_and(|h| !h.is_empty()) => Ok(uri),
         Some("http" | "https") => Err(problem("has no host")),

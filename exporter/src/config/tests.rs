@@ -66,7 +66,7 @@ fn the_standard_variables_are_understood() {
             ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "gzip"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s%20ecret, X-Tenant=a"),
-            ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x-tenant=b"),
+            ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x-Tenant=b"),
             ("OTEL_SERVICE_NAME", "named"),
             ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=prod,team=a%2Cb"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", ""),
@@ -257,6 +257,11 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
+        (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),
+        (
+            set(&["otlp.endpoint=http://user:hush@c:1"]),
+            &["\"http://<redacted>@c:1\" holds a user or password"],
+        ),
         (set(&["otlp.endpoint=http://"]), &["--set otlp.endpoint", "\"http://\""]),
     ];
     for (given, words) in cases {
@@ -267,6 +272,7 @@ fn each_mistake_names_its_place_and_the_remedy() {
         for word in *words {
             assert!(error.contains(word), "{error}\nlacks: {word}");
         }
+        assert!(!error.contains("hush"), "{error}");
     }
 }
 
@@ -284,10 +290,7 @@ fn a_missing_file_is_named() {
 fn print_config_says_where_and_hides_secrets() {
     let layered = load_given(&Given {
         file: Some("[flows]\nmax = 5\n[otlp.headers]\n\"x.key\" = \"hush\"\n"),
-        env: &[
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush@c:4317"),
-            ("FLOWEND_IDS__KEY", "hush"),
-        ],
+        env: &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), ("FLOWEND_IDS__KEY", "hush")],
         set: &["sampling.ratio=0.5"],
     })
     .unwrap();
@@ -299,7 +302,7 @@ fn print_config_says_where_and_hides_secrets() {
     assert!(line("flows.max = 5 ").contains("# file "));
     assert!(line("otlp.headers.\"x.key\" = \"<redacted>\"").contains("# file "));
     assert!(
-        line("otlp.endpoint = \"http://<redacted>@c:4317\"")
+        line("otlp.endpoint = \"http://c:4317\"")
             .contains("# variable OTEL_EXPORTER_OTLP_ENDPOINT")
     );
     assert!(line("ids.key = \"<redacted>\"").contains("# variable FLOWEND_IDS__KEY"));
@@ -310,6 +313,21 @@ fn print_config_says_where_and_hides_secrets() {
     assert!(text.contains("ids.key = \"flowend\""), "{text}");
     // What is printed is TOML.
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+}
+
+#[test]
+fn a_compression_that_cannot_be_switched_off_is_said() {
+    let env =
+        &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"), ("FLOWEND_OTLP__LOGS__COMPRESSION", "none")];
+    let layered = load_given(&Given { env, ..Given::default() }).unwrap();
+    assert_eq!(layered.warnings.len(), 1);
+    assert!(
+        layered.warnings[0].contains("OTEL_EXPORTER_OTLP_COMPRESSION"),
+        "{:?}",
+        layered.warnings
+    );
+    let layered = load_given(&Given { env: &env[..1], ..Given::default() }).unwrap();
+    assert!(layered.warnings.is_empty());
 }
 
 #[test]

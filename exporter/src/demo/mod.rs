@@ -39,7 +39,11 @@ pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     settings.outputs = vec![Output::Otlp];
     settings.profile = Profile::Semconv;
     settings.sampling_ratio = 1.0;
+    settings.peer_cidrs =
+        ["127.0.0.0/8", "::1/128"].map(str::parse).into_iter().collect::<Result<_, _>>()?;
     settings.export.interval = Duration::from_millis(50);
+    settings.export.queue_records = 1024;
+    settings.shutdown_timeout = PATIENCE;
     for signal in [&mut settings.receivers.logs, &mut settings.receivers.traces] {
         signal.endpoint = receiver.endpoint().parse()?;
         signal.protocol = Protocol::Grpc;

@@ -88,7 +88,6 @@ pub fn is_in_initial_pid_namespace() -> bool {
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|m| m.ino() == INITIAL_PID_NAMESPACE)
 }
 
-/// Executables of several processes at once, for tests of bounds.
 #[cfg(test)]
 mod tests {
     use super::*;

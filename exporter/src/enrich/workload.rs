@@ -10,9 +10,9 @@ use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
 
 use super::Process;
-use crate::cgroup;
+use crate::cgroup::{self, Paths};
 
-/// Workloads and paths remembered at most.
+/// Workloads, and cgroups without a path, remembered at most.
 const LIMIT: usize = 16_384;
 
 /// A cgroup id without a folder is not looked for again within this time.
@@ -48,21 +48,15 @@ type WorkloadKey = (Option<u64>, Option<Arc<str>>);
 pub struct Workloads {
     settings: WorkloadSettings,
     mount: PathBuf,
-    paths: LruCache<u64, Arc<str>>,
+    paths: Paths,
     unknown: HashMap<u64, Instant>,
     workloads: LruCache<WorkloadKey, Arc<Workload>>,
 }
 
 impl Workloads {
     /// For the hierarchy mounted at `mount`.
-    pub fn new(mount: PathBuf, settings: WorkloadSettings) -> Self {
-        Self {
-            settings,
-            mount,
-            paths: LruCache::new(LIMIT),
-            unknown: HashMap::new(),
-            workloads: LruCache::new(LIMIT),
-        }
+    pub fn new(mount: PathBuf, paths: Paths, settings: WorkloadSettings) -> Self {
+        Self { settings, mount, paths, unknown: HashMap::new(), workloads: LruCache::new(LIMIT) }
     }
 
     /// Looks a cgroup up while its folder is there: it may be gone when the connection ends.
@@ -90,8 +84,8 @@ impl Workloads {
     }
 
     fn path_of(&mut self, id: u64) -> Option<Arc<str>> {
-        if let Some(path) = self.paths.get(&id) {
-            return Some(Arc::clone(path));
+        if let Some(path) = self.paths.get(id) {
+            return Some(path);
         }
         let now = Instant::now();
         // A folder removed before the first look stays unknown: no walk for each of its connections.
@@ -100,7 +94,7 @@ impl Workloads {
         }
         let mount = self.mount.clone();
         self.walk(&mount);
-        let found = self.paths.get(&id).map(Arc::clone);
+        let found = self.paths.get(id);
         if found.is_none() {
             if self.unknown.len() >= LIMIT {
                 self.unknown.clear();
@@ -111,10 +105,8 @@ impl Workloads {
     }
 
     fn walk(&mut self, folder: &Path) {
-        if let Ok(id) = cgroup::id_of(folder)
-            && !self.paths.contains_key(&id)
-        {
-            self.paths.insert(id, Arc::from(cgroup::relative(&self.mount, folder)));
+        if let Ok(id) = cgroup::id_of(folder) {
+            self.paths.learn(id, || cgroup::relative(&self.mount, folder));
         }
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
@@ -159,6 +151,10 @@ impl Workload {
             attributes.insert("process.linux.cgroup".into(), path.to_owned());
         }
         attributes.extend(settings.attributes.clone());
+        // OTEL_SERVICE_NAME wins over a service.name in OTEL_RESOURCE_ATTRIBUTES (specification).
+        if let Some(name) = &settings.service_name {
+            attributes.insert("service.name".into(), name.clone());
+        }
         let service_name = attributes.get("service.name").cloned().unwrap_or(service_name);
         let resource = Resource::builder_empty()
             .with_attributes(attributes.into_iter().map(|(k, v)| KeyValue::new(k, v)))
@@ -311,6 +307,8 @@ mod tests {
         };
         let workload = Workload::new(&settings, Some("/a"), &Parts::of("/a"), None);
         assert_eq!(workload.service_name, "named");
+        let wins = WorkloadSettings { service_name: Some("wins".into()), ..settings.clone() };
+        assert_eq!(Workload::new(&wins, None, &Parts::default(), None).service_name, "wins");
         let get = |key: &'static str| workload.resource.get(&key.into()).map(|v| v.to_string());
         assert_eq!(get("service.name").as_deref(), Some("named"));
         assert_eq!(get("deployment.environment.name").as_deref(), Some("prod"));

@@ -58,7 +58,7 @@ pub fn spawn(
     export: Export,
     profile: Profile,
     own: OwnSockets,
-) -> anyhow::Result<JoinHandle<()>> {
+) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
     let (client, last_error) = Client::build(signal, receiver, profile, own)
         .map_err(|error| anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint))?;
     let task = ExportTask {
@@ -86,7 +86,7 @@ struct ExportTask {
 }
 
 impl ExportTask {
-    async fn run(mut self) {
+    async fn run(mut self) -> std::io::Result<()> {
         while let Some(batch) =
             self.queue.take(self.export.batch_records, self.export.interval).await
         {
@@ -100,6 +100,7 @@ impl ExportTask {
                 self.queue.settle(records.len());
             }
         }
+        Ok(())
     }
 
     /// Sends until it is acknowledged, refused for good, or tried for too long.
@@ -331,6 +332,24 @@ mod tests {
         ] {
             assert_eq!(is_final(error), want, "{error}");
         }
+    }
+
+    #[test]
+    fn the_configured_headers_replace_all_others() {
+        let receiver = Receiver {
+            endpoint: http::Uri::from_static("http://localhost:4317"),
+            protocol: Protocol::Grpc,
+            compression: None,
+            timeout: Duration::from_secs(1),
+            headers: vec![("x-tenant".parse().unwrap(), "a".parse().unwrap())],
+        };
+        let mut request = tonic::Request::new(());
+        request.metadata_mut().insert("x-tenant", "from the environment".parse().unwrap());
+        request.metadata_mut().insert("other", "from the environment".parse().unwrap());
+        let request = Headers::new(&receiver).call(request).unwrap();
+        let got: Vec<_> = request.metadata().clone().into_headers().into_iter().collect();
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].1, "a");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! end a connection, and so make a record to export. Each socket's cookie is therefore written down
 //! before it connects. Cookies need no pid and no permission, so this works in any container.
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -33,33 +32,37 @@ const MAX_ANSWER: usize = 4 << 20;
 /// Failed attempts whose ends are still to be seen; the end follows within milliseconds.
 const MAX_FAILED: usize = 4096;
 
-/// The cookies of flowend's own sockets. Bounded: by the connections that are open, and for attempts
-/// that failed, some of which never were a TCP connection, by a limit.
+/// Connections that came about, and whose ends are still to be seen: never, where flowend itself is
+/// outside of its targets.
+const MAX_OPEN: usize = 65_536;
+
+/// The cookies of flowend's own sockets. Bounded, and attempts that failed apart from connections that
+/// are open: some never were a TCP connection, and none may push out one that lives.
 #[derive(Clone, Debug, Default)]
 pub struct OwnSockets(Arc<Mutex<Cookies>>);
 
 #[derive(Debug)]
 struct Cookies {
-    open: HashSet<u64>,
+    open: LruCache<u64, ()>,
     failed: LruCache<u64, ()>,
 }
 
 impl Default for Cookies {
     fn default() -> Self {
-        Self { open: HashSet::new(), failed: LruCache::new(MAX_FAILED) }
+        Self { open: LruCache::new(MAX_OPEN), failed: LruCache::new(MAX_FAILED) }
     }
 }
 
 impl OwnSockets {
     /// Before the socket connects.
     fn add(&self, cookie: u64) {
-        self.lock().open.insert(cookie);
+        self.lock().open.insert(cookie, ());
     }
 
     /// The socket did not connect.
     fn fail(&self, cookie: u64) {
         let mut cookies = self.lock();
-        if cookies.open.remove(&cookie) {
+        if cookies.open.remove(&cookie).is_some() {
             cookies.failed.insert(cookie, ());
         }
     }
@@ -67,7 +70,7 @@ impl OwnSockets {
     /// Whether this was an own socket; it has ended, and is forgotten.
     pub fn take(&self, cookie: u64) -> bool {
         let mut cookies = self.lock();
-        cookies.open.remove(&cookie) || cookies.failed.remove(&cookie).is_some()
+        cookies.open.remove(&cookie).is_some() || cookies.failed.remove(&cookie).is_some()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Cookies> {

@@ -5,11 +5,15 @@ use smallvec::SmallVec;
 
 use super::end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 use super::zeek;
+use super::{SETTLE_NS, UNEXPLAINED_NS};
 
 /// Closing segments of the peer that are remembered until CLOSE tells which was real.
 ///
 /// The hook runs before TCP has checked a segment, so a forged or out-of-order one shows up too.
 const CANDIDATES: usize = 4;
+
+/// An RST past a gap is what closed the socket only when CLOSE followed within this time, ns.
+const PAST_A_GAP_NS: u64 = 10_000_000;
 
 /// A FIN or RST of the peer that TCP may or may not have accepted.
 #[derive(Clone, Copy, Debug)]
@@ -128,16 +132,19 @@ impl Connection {
             && (self.closed.is_some() || self.isn_local != Some(event.seq))
     }
 
-    pub(super) const fn is_closed(&self) -> bool {
-        self.closed.is_some()
-    }
-
-    /// Whether a socket without sockops is over: both FINs, or an RST.
-    pub(super) fn has_ended_unwatched(&self) -> bool {
-        !self.watched
+    /// How long the verdict still waits, for a connection that is over.
+    pub(super) fn settling(&self) -> Option<u64> {
+        if self.closed.is_some() {
+            let explained = self.facts().reason != Reason::Vanished;
+            return Some(if explained { SETTLE_NS } else { UNEXPLAINED_NS });
+        }
+        // Without sockops it is over with both FINs, or an RST. Should CLOSE be seen all the same (the
+        // callbacks may have been asked for by a flowend before this one), it brings the counters.
+        let is_over = !self.watched
             && (self.rst_out.is_some()
                 || self.rsts_in.iter().any(|c| c.exact)
-                || (self.fin_out.is_some() && self.fins_in.iter().any(|c| c.exact)))
+                || (self.fin_out.is_some() && self.fins_in.iter().any(|c| c.exact)));
+        is_over.then_some(UNEXPLAINED_NS)
     }
 
     /// Takes in one event of this socket.
@@ -149,6 +156,10 @@ impl Connection {
         if event.cgroup_id != 0 {
             self.cgroup_id = event.cgroup_id;
         }
+        // Its SYN was not seen: dropped on this host, or sent before the probe came.
+        if event.state == TcpState::SynSent as u8 && self.direction == Direction::Unknown {
+            self.direction = Direction::Outgoing;
+        }
         match kind {
             EventKind::SegmentOut => self.sent(event),
             EventKind::SegmentIn => self.received(event),
@@ -158,6 +169,7 @@ impl Connection {
                 self.watched = true;
                 self.gave_up = true;
             }
+            EventKind::Closed if event.state == TcpState::Close as u8 => {}
             EventKind::Closed => {
                 self.watched = true;
                 self.last = *event;
@@ -231,10 +243,16 @@ impl Connection {
 
     fn established(&mut self, event: &TcpEvent, direction: Direction) {
         self.watched = true;
-        self.direction = direction;
+        // Where both sides sent a SYN (simultaneous open) the callback is that of an accepted socket.
+        if self.direction == Direction::Unknown {
+            self.direction = direction;
+        }
         self.established_ns.get_or_insert(event.time_ns);
-        // snd_nxt and rcv_nxt are ISN + 1 here, unless data came with the SYN (Fast Open): then the
-        // segments told the ISNs already.
+        // snd_nxt and rcv_nxt are ISN + 1 here, unless the opener's data went with the SYN (Fast Open):
+        // then the segments told the ISNs already.
+        if self.direction == Direction::Incoming {
+            self.isn_local = Some(event.snd_nxt.wrapping_sub(1));
+        }
         self.isn_local.get_or_insert(event.snd_nxt.wrapping_sub(1));
         self.isn_remote.get_or_insert(event.rcv_nxt.wrapping_sub(1));
         self.last = *event;
@@ -331,8 +349,10 @@ impl Connection {
         .map(|(_, side)| side);
         // The state says who closed first, even where the FIN itself was not seen.
         let by = match state {
-            TcpState::LastAck if fin_remote.is_none() => Some(Side::Remote),
-            TcpState::FinWait2 if fin_local.is_none() => Some(Side::Local),
+            TcpState::LastAck | TcpState::CloseWait if fin_remote.is_none() => Some(Side::Remote),
+            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing if fin_local.is_none() => {
+                Some(Side::Local)
+            }
             _ => by,
         };
 
@@ -349,7 +369,12 @@ impl Connection {
             fin_remote,
             rst_local,
             rst_remote,
-            segments: self.segments(fin_local.is_some(), fin_remote.is_some()),
+            // An own RST is counted only where it left before the counters were read, at CLOSE.
+            segments: self.segments(
+                u32::from(fin_local.is_some())
+                    + u32::from(self.rst_out.is_some_and(|r| r.state != TcpState::Close)),
+                u32::from(fin_remote.is_some()) + u32::from(rst_remote.is_some()),
+            ),
         }
     }
 
@@ -369,15 +394,26 @@ impl Connection {
         let Some(closed) = self.closed else {
             return self.rsts_in.iter().find(|c| c.exact).map(|c| c.time_ns);
         };
-        self.rsts_in
-            .iter()
-            .find(|c| match state {
-                TcpState::SynSent => c.ack == closed.snd_nxt || c.exact,
-                // Orderly ends are explained already: an RST then changed nothing.
-                TcpState::TimeWait => false,
-                _ => c.seq == closed.rcv_nxt || c.seq == closed.rcv_nxt.wrapping_sub(1),
+        let exact = self.rsts_in.iter().find(|c| match state {
+            TcpState::SynSent => c.ack == closed.snd_nxt || c.exact,
+            // Orderly ends are explained already: an RST then changed nothing.
+            TcpState::TimeWait => false,
+            _ => c.seq == closed.rcv_nxt || c.seq == closed.rcv_nxt.wrapping_sub(1),
+        });
+        // With segments missing, an RST at the end of what was received out of order counts, too
+        // (net/ipv4/tcp_input.c, tcp_validate_incoming); the socket goes to CLOSE at once then.
+        let past_a_gap = || {
+            let is_open =
+                matches!(state, TcpState::Established | TcpState::CloseWait | TcpState::FinWait1);
+            self.rsts_in.iter().find(|c| {
+                is_open
+                    && self.rst_out.is_none()
+                    && !self.gave_up
+                    && c.seq.wrapping_sub(closed.rcv_nxt) < 1 << 30
+                    && closed.time_ns.saturating_sub(c.time_ns) < PAST_A_GAP_NS
             })
-            .map(|c| c.time_ns)
+        };
+        exact.or_else(past_a_gap).map(|c| c.time_ns)
     }
 
     fn counters(&self, facts: &Facts) -> Counters {
@@ -428,7 +464,7 @@ impl Connection {
     }
 
     /// Which kinds of segments each side sent, from the socket's counters.
-    fn segments(&self, fin_sent: bool, fin_received: bool) -> Option<Segments> {
+    fn segments(&self, closing_sent: u32, closing_received: u32) -> Option<Segments> {
         if !self.has_counters() || self.established_ns.is_none() {
             return None;
         }
@@ -436,10 +472,9 @@ impl Connection {
         let outgoing = u32::from(self.direction == Direction::Outgoing);
         // The opener's segs_out holds its SYN and segs_in the SYN-ACK; the accepted socket begins
         // to count with the ACK that completes the handshake.
-        let mut sent_other = last.segs_out.saturating_sub(last.data_segs_out + outgoing);
-        let mut received_other = last.segs_in.saturating_sub(last.data_segs_in + outgoing);
-        sent_other = sent_other.saturating_sub(u32::from(fin_sent));
-        received_other = received_other.saturating_sub(u32::from(fin_received));
+        let sent_other = last.segs_out.saturating_sub(last.data_segs_out + outgoing + closing_sent);
+        let received_other =
+            last.segs_in.saturating_sub(last.data_segs_in + outgoing + closing_received);
         Some(Segments {
             local: Sides { data: last.data_segs_out > 0, pure_acks: sent_other > 0 },
             remote: Sides { data: last.data_segs_in > 0, pure_acks: received_other > 0 },
@@ -456,7 +491,8 @@ impl Connection {
         };
         let known = |us: u32| (us != 0 && us != u32::MAX).then_some(us);
         Rtt {
-            handshake_us: handshake.map(|(from, to)| to.saturating_sub(from) / 1000),
+            // With Fast Open the accepted socket is established before its SYN-ACK leaves.
+            handshake_us: handshake.and_then(|(from, to)| to.checked_sub(from)).map(|ns| ns / 1000),
             smoothed_us: known(self.srtt_at_fin.unwrap_or(self.last.srtt_8us)).map(|s| s >> 3),
             min_us: known(self.last.rtt_min_us),
         }

@@ -46,7 +46,7 @@ impl Side {
     }
 }
 
-/// How a connection ended. Users read about each in docs/endings.md.
+/// How a connection ended; README.md has the table for users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// FIN first, no RST before both directions were closed.

@@ -10,21 +10,32 @@ mod connection;
 mod end;
 mod zeek;
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
-use flowend_probe_types::{ACK, Event, EventKind, RST, SYN, TcpEvent};
-use hashlink::LinkedHashMap;
+use flowend_probe_types::{ACK, Event, EventKind, RST, SYN, TcpEvent, TcpState};
+use hashlink::{LinkedHashMap, LruCache};
 use smallvec::SmallVec;
 
 use connection::{Connection, Embryo};
 pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 
-/// How long a closed connection waits for the RST that follows CLOSE, ns.
+/// How long a closed connection waits for events that the ring may hold out of order, ns.
 pub const SETTLE_NS: u64 = 10_000_000;
+
+/// How long a closed connection waits when nothing explains its end yet, ns: an application's RST is
+/// sent after CLOSE, and its process may lose the CPU or wait for memory in between.
+pub const UNEXPLAINED_NS: u64 = 1_000_000_000;
 
 /// How long a SYN is remembered for the accepted socket, ns: longer than the kernel answers it
 /// (tcp_synack_retries = 5: 63 s).
 pub const EMBRYO_NS: u64 = 130_000_000_000;
+
+/// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
+const SAME_ISN: usize = 4;
+
+/// Connections remembered after their end, so that a late event does not make a second one.
+const CONCLUDED: usize = 65_536;
 
 /// What the table counts beside the ends that it yields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,8 +54,10 @@ pub struct FlowTable {
     connections: LinkedHashMap<u64, Connection>,
     /// By the client's ISN, which address translation does not rewrite.
     embryos: LinkedHashMap<u32, SmallVec<[Embryo; 1]>>,
-    /// Over, with the time at which the verdict is due, in order.
-    closing: VecDeque<(u64, u64, u64)>,
+    /// Over: the time at which the verdict is due, cookie, generation.
+    closing: BinaryHeap<Reverse<(u64, u64, u64)>>,
+    /// Cookies of connections that were reported: only a SYN opens another one.
+    concluded: LruCache<u64, ()>,
     limit: usize,
     generation: u64,
     stats: FlowStats,
@@ -56,7 +69,8 @@ impl FlowTable {
         Self {
             connections: LinkedHashMap::new(),
             embryos: LinkedHashMap::new(),
-            closing: VecDeque::new(),
+            closing: BinaryHeap::new(),
+            concluded: LruCache::new(CONCLUDED),
             limit: limit.max(1),
             generation: 0,
             stats: FlowStats::default(),
@@ -91,17 +105,17 @@ impl FlowTable {
 
     /// Reports what is due at `now_ns` (`CLOCK_BOOTTIME`).
     pub fn tick(&mut self, now_ns: u64, out: &mut impl FnMut(ConnectionEnd)) {
-        while let Some((due, cookie, generation)) = self.closing.front().copied() {
+        while let Some(Reverse((due, cookie, generation))) = self.closing.peek().copied() {
             if due > now_ns {
                 break;
             }
-            self.closing.pop_front();
+            self.closing.pop();
             if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
                 self.conclude(cookie, out);
             }
         }
         while let Some((_, embryos)) = self.embryos.front() {
-            if embryos.last().is_some_and(|e| e.syn_ns.saturating_add(EMBRYO_NS) > now_ns) {
+            if embryos.first().is_some_and(|e| e.syn_ns.saturating_add(EMBRYO_NS) > now_ns) {
                 break;
             }
             let count = embryos.len() as u64;
@@ -126,10 +140,13 @@ impl FlowTable {
         }
         // To the back: the front is the one idle for longest.
         if self.connections.to_back(&event.cookie).is_none() {
-            if !opens(kind, event) {
+            if !opens(kind, event)
+                || (!is_syn_out(kind, event) && self.concluded.contains_key(&event.cookie))
+            {
                 return;
             }
-            self.make_room();
+            self.concluded.remove(&event.cookie);
+            self.make_room(out);
             self.generation += 1;
             self.connections.insert(event.cookie, Connection::new(event, self.generation));
         }
@@ -140,12 +157,14 @@ impl FlowTable {
             connection.adopt(embryo);
         }
         let Some(connection) = self.connections.get_mut(&event.cookie) else { return };
-        let was_over = connection.is_closed() || connection.has_ended_unwatched();
+        let before = connection.settling();
         connection.apply(kind, event);
-        let is_over = connection.is_closed() || connection.has_ended_unwatched();
-        if is_over && !was_over {
-            let due = event.time_ns.saturating_add(SETTLE_NS);
-            self.closing.push_back((due, event.cookie, connection.generation));
+        let settling = connection.settling();
+        if let Some(wait) = settling
+            && settling != before
+        {
+            let due = event.time_ns.saturating_add(wait);
+            self.closing.push(Reverse((due, event.cookie, connection.generation)));
         }
     }
 
@@ -174,6 +193,7 @@ impl FlowTable {
             isn_server: None,
         };
         if self.embryos.len() >= self.limit
+            && !self.embryos.contains_key(&event.seq)
             && let Some((_, evicted)) = self.embryos.pop_front()
         {
             self.stats.embryos_evicted += evicted.len() as u64;
@@ -181,6 +201,10 @@ impl FlowTable {
         let same_isn = self.embryos.entry(event.seq).or_insert_with(SmallVec::new);
         // A retransmitted SYN changes nothing: the connection began with the first one.
         if !same_isn.iter().any(|e| e.local == embryo.local && e.remote == embryo.remote) {
+            if same_isn.len() == SAME_ISN {
+                same_isn.remove(0);
+                self.stats.embryos_evicted += 1;
+            }
             same_isn.push(embryo);
         }
     }
@@ -215,31 +239,44 @@ impl FlowTable {
         Some(embryo)
     }
 
-    fn make_room(&mut self) {
+    fn make_room(&mut self, out: &mut impl FnMut(ConnectionEnd)) {
         while self.connections.len() >= self.limit {
-            self.connections.pop_front();
-            self.stats.evicted += 1;
+            let Some((cookie, oldest)) = self.connections.pop_front() else { return };
+            if oldest.settling().is_some() {
+                self.concluded.insert(cookie, ());
+                out(oldest.conclude());
+            } else {
+                self.stats.evicted += 1;
+            }
         }
     }
 
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(ConnectionEnd)) {
         if let Some(connection) = self.connections.remove(&cookie) {
+            self.concluded.insert(cookie, ());
             out(connection.conclude());
         }
     }
 }
 
 /// Whether an event of an unknown socket is a connection's: a SYN-ACK or SYN that comes in is not
-/// yet one, and what an embryonic socket sends is its listener's.
+/// yet one, and a listener that is closed never was one.
 const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
     match kind {
         EventKind::SegmentIn => event.flags & SYN == 0,
+        EventKind::Closed => {
+            event.state != TcpState::Listen as u8 && event.state != TcpState::Close as u8
+        }
         EventKind::SegmentOut
         | EventKind::ActiveEstablished
         | EventKind::PassiveEstablished
-        | EventKind::Closed => true,
-        EventKind::GaveUp | EventKind::Connect | EventKind::Bind => false,
+        | EventKind::GaveUp => true,
+        EventKind::Connect | EventKind::Bind => false,
     }
+}
+
+const fn is_syn_out(kind: EventKind, event: &TcpEvent) -> bool {
+    matches!(kind, EventKind::SegmentOut) && event.flags & (SYN | ACK) == SYN
 }
 
 #[cfg(test)]

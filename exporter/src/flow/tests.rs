@@ -434,20 +434,130 @@ fn one_socket_may_connect_twice() {
     assert_eq!(reasons, [(Reason::Refused, Some(0)), (Reason::Fin, Some(3))]);
 }
 
-#[test]
-fn the_verdict_waits_for_the_rst_and_no_longer() {
-    let script = out().established().closed(TcpState::Established);
-    let closed_at = 1_030_000;
+/// The time at which the last event's verdict is due.
+fn due(script: &Script) -> u64 {
     let mut table = FlowTable::new(10);
-    let mut ends = Vec::new();
+    let mut last = 0;
     for event in &script.events {
-        table.apply(event, &mut |end| ends.push(end));
+        table.apply(event, &mut |_| panic!("too early"));
+        if let Event::Tcp(_, e) = event {
+            last = e.time_ns;
+        }
     }
-    table.tick(closed_at + SETTLE_NS - 1, &mut |end| ends.push(end));
-    assert!(ends.is_empty());
-    table.tick(closed_at + SETTLE_NS, &mut |end| ends.push(end));
-    assert_eq!(ends.len(), 1);
-    assert!(table.is_empty());
+    let mut ends = 0;
+    for wait in [SETTLE_NS, UNEXPLAINED_NS] {
+        table.tick(last + wait - 1, &mut |_| panic!("before {wait}"));
+        table.tick(last + wait, &mut |_| ends += 1);
+        if ends > 0 {
+            assert!(table.is_empty());
+            return wait;
+        }
+    }
+    panic!("never");
+}
+
+#[test]
+fn the_verdict_waits_longer_for_an_rst_that_would_explain_it() {
+    use TcpState::{Established, FinWait1, FinWait2};
+    assert_eq!(due(&out().established().fin_out(FinWait1).closed(FinWait2)), SETTLE_NS);
+    assert_eq!(due(&out().established().r#in(RST, Established).closed(Established)), SETTLE_NS);
+    let unexplained = out().established().closed(Established);
+    assert_eq!(due(&unexplained), UNEXPLAINED_NS);
+    assert_eq!(due(&unexplained.after(400_000).out(RST, TcpState::Close)), SETTLE_NS);
+}
+
+#[test]
+fn a_late_event_makes_no_second_connection() {
+    for (name, script, _) in cases() {
+        let mut table = FlowTable::new(10);
+        let mut ends = 0;
+        for event in &script.events {
+            table.apply(event, &mut |_| ends += 1);
+        }
+        table.finish(&mut |_| ends += 1);
+        for event in script.clone().after(5_000_000).out(RST, TcpState::Close).events {
+            if matches!(event, Event::Tcp(_, e) if e.cookie == COOKIE && e.flags != SYN) {
+                table.apply(&event, &mut |_| ends += 1);
+            }
+        }
+        table.finish(&mut |_| ends += 1);
+        assert_eq!(ends, 1, "{name}");
+    }
+}
+
+#[test]
+fn unacknowledged_bytes_were_sent() {
+    let mut script = out().established().moved(100, 0).closed(TcpState::Established);
+    let Some(Event::Tcp(_, closed)) = script.events.last_mut() else { panic!() };
+    closed.bytes_acked -= 60;
+    closed.snd_una = closed.snd_una.wrapping_sub(60);
+    let ends = script.out(RST, TcpState::Close).ends();
+    assert_eq!(ends[0].counters.bytes_sent, Some(100));
+}
+
+#[test]
+fn an_rst_past_a_gap_closes_only_when_close_follows_at_once() {
+    let gap = |after| {
+        out()
+            .established()
+            .moved(5, 5)
+            .forged(RST, 3000)
+            .after(after)
+            .closed(TcpState::Established)
+            .ends()
+    };
+    assert_eq!((gap(0)[0].reason, gap(0)[0].reset_by), (Reason::Reset, Some(Side::Remote)));
+    assert_eq!(gap(50_000)[0].reason, Reason::Vanished);
+}
+
+#[test]
+fn a_lost_event_leaves_fields_out_and_makes_none_wrong() {
+    // Whatever single event is lost: direction, sides and byte counts are right or absent.
+    for (name, script, (reason, by, reset_by, ..)) in cases() {
+        for lost in 0..script.events.len() {
+            let mut events = script.events.clone();
+            events.remove(lost);
+            for end in ends(&events) {
+                let what = format!("{name} without event {lost}: {end:?}");
+                let direction =
+                    if script.outgoing { Direction::Outgoing } else { Direction::Incoming };
+                assert!([direction, Direction::Unknown].contains(&end.direction), "{what}");
+                assert!(
+                    end.reason == reason
+                        || end.reason == Reason::Vanished
+                        || is_softer(end.reason, reason),
+                    "{what}"
+                );
+                assert!(
+                    end.by.is_none() || by.is_none() || end.by == by || reset_by.is_some(),
+                    "{what}"
+                );
+                let sent = end.counters.bytes_sent;
+                assert!(sent.is_none_or(|n| n == u64::from(script.sent)), "{what}");
+            }
+        }
+    }
+}
+
+/// Without the event that tells them apart, a refusal or a timeout of an attempt is an abort, and an
+/// end that an RST cut short looks orderly.
+const fn is_softer(seen: Reason, real: Reason) -> bool {
+    use Reason::{Aborted, ConnectTimeout, Fin, Refused, Reset};
+    matches!((seen, real), (Aborted, Refused | ConnectTimeout) | (Fin, Reset))
+}
+
+#[test]
+fn a_syn_that_never_left_the_host_is_outgoing_all_the_same() {
+    let script = out().gave_up(TcpState::SynSent).closed(TcpState::SynSent);
+    let ends = script.ends();
+    let got = (ends[0].reason, ends[0].direction, ends[0].start_known);
+    assert_eq!(got, (Reason::ConnectTimeout, Direction::Outgoing, false));
+}
+
+#[test]
+fn a_closed_listener_is_no_connection() {
+    assert!(out().closed(TcpState::Listen).ends().is_empty());
+    assert!(out().closed(TcpState::Close).ends().is_empty());
 }
 
 #[test]
@@ -523,6 +633,23 @@ fn the_table_is_bounded_and_forgets_the_one_idle_for_longest() {
         (ends[0].start_known, ends[0].reason, ends[0].by),
         (false, Reason::Fin, Some(Side::Local))
     );
+}
+
+#[test]
+fn a_flood_of_syns_with_one_isn_is_bounded() {
+    let mut table = FlowTable::new(100_000);
+    let none = &mut |_| panic!("no connection");
+    for n in 0..100_000_u32 {
+        let mut syn = incoming().event(TcpState::Listen);
+        syn.kind = EventKind::SegmentIn as u8;
+        (syn.cookie, syn.flags, syn.seq) = (LISTENER, SYN, 0);
+        syn.remote_port = n as u16;
+        syn.remote = v4(n.to_be_bytes());
+        table.apply(&Event::Tcp(EventKind::SegmentIn, syn), none);
+    }
+    assert_eq!(table.stats().embryos_evicted, 100_000 - SAME_ISN as u64);
+    table.tick(2 * EMBRYO_NS, none);
+    assert_eq!(table.stats().embryos_unfinished, SAME_ISN as u64);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::poll::{Pollable, register};
 use super::{AttachError, Attachment, Probe, detached_links};
-use crate::cgroup;
+use crate::cgroup::{self, Paths};
 use crate::ledger::Count;
 use crate::targets::{Pattern, resolve};
 
@@ -31,6 +31,11 @@ pub struct TargetWatch {
     said: BTreeSet<String>,
     inotify: AsyncFd<Pollable<Inotify>>,
     detachments: Arc<Count>,
+    /// Of cgroups whose folders are gone. The kernel keeps their programs going until the last socket
+    /// is, and the ends of those sockets are still to be seen.
+    dying: Vec<Attachment>,
+    /// Told of each cgroup that is attached to: it may be gone before its first event is read.
+    paths: Paths,
 }
 
 impl TargetWatch {
@@ -39,7 +44,12 @@ impl TargetWatch {
     /// # Errors
     /// The first failed attachment when nothing at all could be attached, or when the kernel has no
     /// inotify instance left.
-    pub fn start(probe: Probe, mount: PathBuf, patterns: Vec<Pattern>) -> anyhow::Result<Self> {
+    pub fn start(
+        probe: Probe,
+        mount: PathBuf,
+        patterns: Vec<Pattern>,
+        paths: Paths,
+    ) -> anyhow::Result<Self> {
         let inotify =
             Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|error| {
                 anyhow::anyhow!("inotify: {error}; raise fs.inotify.max_user_instances")
@@ -52,6 +62,8 @@ impl TargetWatch {
             said: BTreeSet::new(),
             inotify: register(inotify)?,
             detachments: Arc::default(),
+            dying: Vec::new(),
+            paths,
         };
         let mut errors = watch.reconcile();
         if watch.attached.is_empty() && !errors.is_empty() {
@@ -90,70 +102,83 @@ impl TargetWatch {
 
     /// Attaches to what is new, forgets what is gone; returns what failed.
     fn reconcile(&mut self) -> Vec<AttachError> {
+        let mut saying = BTreeSet::new();
         let resolution = loop {
             let resolution = resolve(&self.mount, &self.patterns);
-            if !self.watch_folders(&resolution.watch) {
+            if !self.watch_folders(&resolution.watch, &mut saying) {
                 break resolution;
             }
             // A folder that came between the look and the watch is found by looking once more.
         };
         let detached = detached_links();
-        self.attached.retain(|id, (folder, attachment)| {
-            let name = cgroup::relative(&self.mount, folder);
-            if !resolution.attach.contains_key(id) {
-                info!("cgroup {name}: gone, or covered by another target; no longer attached");
-                return false;
-            }
-            if !attachment.is_whole(&detached) {
+        self.dying.retain(|attachment| attachment.is_whole(&detached));
+        // Detached only after the new attachments are made, so that no moment is without.
+        let mut replaced = Vec::new();
+        for (id, (folder, attachment)) in std::mem::take(&mut self.attached) {
+            let name = cgroup::relative(&self.mount, &folder);
+            if !resolution.attach.contains_key(&id) {
+                if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
+                    info!("cgroup {name}: covered by another target; no longer attached itself");
+                    replaced.push(attachment);
+                } else {
+                    info!("cgroup {name}: gone; no longer attached");
+                    self.dying.push(attachment);
+                }
+            } else if attachment.is_whole(&detached) {
+                self.attached.insert(id, (folder, attachment));
+            } else {
                 self.detachments.add(1);
                 warn!("cgroup {name}: somebody detached flowend's programs; attaching them again");
-                return false;
+                replaced.push(attachment);
             }
-            true
-        });
+        }
         let mut errors = Vec::new();
         for (id, folder) in resolution.attach {
             if self.attached.contains_key(&id) {
                 continue;
             }
             let name = cgroup::relative(&self.mount, &folder);
+            self.paths.learn(id, || name.clone());
             match self.probe.attach(&folder, &name) {
                 Ok(attachment) => {
                     info!("cgroup {name}: attached");
-                    self.said.retain(|said| !said.starts_with(&format!("cgroup {name}:")));
                     self.attached.insert(id, (folder, attachment));
                 }
                 Err(error) => {
-                    self.say(&error.to_string());
+                    saying.insert(error.to_string());
                     errors.push(error);
                 }
             }
         }
+        drop(replaced);
         for pattern in resolution.unmatched {
-            self.say(&format!(
+            saying.insert(format!(
                 "target {pattern}: no such cgroup below {} yet; it is attached when it appears",
                 self.mount.display()
             ));
         }
+        self.say(saying);
         errors
     }
 
-    fn say(&mut self, message: &str) {
-        if self.said.insert(message.to_owned()) {
+    /// Says what was not said in the round before.
+    fn say(&mut self, messages: BTreeSet<String>) {
+        for message in messages.difference(&self.said) {
             warn!("{message}");
         }
+        self.said = messages;
     }
 
     /// Watches each folder; says whether one was not watched before.
-    fn watch_folders(&mut self, folders: &[PathBuf]) -> bool {
+    fn watch_folders(&self, folders: &[PathBuf], saying: &mut BTreeSet<String>) -> bool {
         let mut new = false;
         for folder in folders {
-            new |= self.watch_folder(folder);
+            new |= self.watch_folder(folder, saying);
         }
         new
     }
 
-    fn watch_folder(&mut self, folder: &Path) -> bool {
+    fn watch_folder(&self, folder: &Path, saying: &mut BTreeSet<String>) -> bool {
         let flags = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVE
@@ -164,7 +189,7 @@ impl TargetWatch {
             Ok(_) => true,
             Err(nix::errno::Errno::EEXIST | nix::errno::Errno::ENOENT) => false,
             Err(error) => {
-                self.say(&format!(
+                saying.insert(format!(
                     "cannot watch {} ({error}); cgroups that appear there are found only every {} s; raise fs.inotify.max_user_watches",
                     folder.display(),
                     RECHECK.as_secs(),

@@ -134,7 +134,7 @@ fn an_exclusive_program_in_the_way_is_named() {
     if !can_run("an_exclusive_program_in_the_way_is_named", &[]) {
         return;
     }
-    use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramFd};
+    use aya::programs::{CgroupSkb, ProgramFd};
     let cgroup = Cgroup::new();
     let noop =
         std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../bpf-probes/noop.bpf.o")).unwrap();
@@ -152,7 +152,6 @@ fn an_exclusive_program_in_the_way_is_named() {
     );
     let result = output(&["check", "--set", &format!("targets={}", cgroup.name)]);
     expect(&result, 1, &["BAD   target", "allows no other"]);
-    let _ = (CgroupAttachMode::Single, CgroupSkbAttachType::Ingress);
 }
 
 /// BPF_PROG_ATTACH without flags: no other program may be attached there or below.

@@ -1,4 +1,4 @@
-//! OTLP over HTTP/protobuf, and over gRPC, with compression and headers.
+//! OTLP over HTTP/protobuf, with headers.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

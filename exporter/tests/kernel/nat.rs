@@ -33,6 +33,8 @@ fn puppet_in(netns: &Netns, cgroup: &Cgroup) -> Puppet {
 
 fn one_record(flowend: &Flowend) -> Value {
     wait_until(|| !flowend.json().is_empty(), || format!("no record; {}", flowend.stderr()));
+    // Longer than a verdict takes: a second record would be here by then.
+    std::thread::sleep(std::time::Duration::from_millis(200));
     let records = flowend.json();
     assert_eq!(records.len(), 1, "{records:?}");
     records[0].clone()

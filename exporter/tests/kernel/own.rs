@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use super::support::{Flowend, can_run};
 
-/// Each of the two ports refuses: nothing listens there.
-fn closed_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port at which connections are refused: bound, so that nobody else gets it, and not listened on.
+fn refusing() -> (socket2::Socket, u16) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
 }
 
 #[test]
@@ -14,7 +17,7 @@ fn a_refused_receiver_makes_no_record_of_its_own_for_a_minute() {
     if !can_run("a_refused_receiver_makes_no_record_of_its_own_for_a_minute", &[]) {
         return;
     }
-    let (grpc, http) = (closed_port(), closed_port());
+    let ((_bound, grpc), (_also_bound, http)) = (refusing(), refusing());
     let flowend = Flowend::run(&[
         "--output=json",
         "--output=otlp",

@@ -329,8 +329,28 @@ impl Flowend {
         );
         // The readers see the end of the pipes a moment later.
         std::thread::sleep(Duration::from_millis(50));
-        (code, self.stderr())
+        let messages = self.stderr();
+        assert_ledgers_add_up(&messages);
+        (code, messages)
     }
+}
+
+/// seen = exported + sampled_out + filtered + dropped{cause} + in_flight, in each line of the ledger.
+fn assert_ledgers_add_up(messages: &str) {
+    let mut lines = 0;
+    for line in messages.lines() {
+        let Some((_, identity)) = line.split_once(": seen ") else { continue };
+        let (seen, terms) = identity.split_once(" = ").expect("an identity");
+        let sum: u64 = terms
+            .split(" + ")
+            .map(|term| {
+                term.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a count")
+            })
+            .sum();
+        assert_eq!(seen.parse(), Ok(sum), "{line}");
+        lines += 1;
+    }
+    assert!(lines > 0, "no ledger: {messages}");
 }
 
 /// A process that does not outlive its test.
