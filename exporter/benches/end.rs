@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use flowend::cgroup::Paths;
 use flowend::config::Profile;
+use flowend::dns::{Dns, DnsSettings};
 use flowend::encode::{self, LogEncoder};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
 use flowend::export::{OwnSockets, Queue};
 use flowend::flow::FlowTable;
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
-use flowend::pipeline::{Pipeline, Stages};
+use flowend::pipeline::{OpenedNames, Pipeline, Stages};
 use flowend::record::Record;
 use flowend::sample::Sampler;
 use flowend_probe_types::{
@@ -118,6 +119,12 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
                 Paths::new(16),
                 WorkloadSettings::default(),
             ),
+            dns: Dns::new(DnsSettings {
+                max_addresses: 1000,
+                min_ttl: Duration::from_secs(5),
+                max_ttl: Duration::from_secs(60),
+            }),
+            opened: OpenedNames::new(1 << 18),
             own: OwnSockets::default(),
             ids: Ids::new("bench", 1),
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],

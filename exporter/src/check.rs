@@ -44,7 +44,11 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     kernel(&mut say);
     capabilities(&mut say);
     programs(settings.process, &mut say);
-    match Probe::load(LoadOptions { ring_bytes: settings.ring_bytes, process: settings.process }) {
+    match Probe::load(LoadOptions {
+        ring_bytes: settings.ring_bytes,
+        process: settings.process,
+        dns: settings.dns_enabled,
+    }) {
         Ok(probe) => {
             say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));
             targets(layered, Some(probe), &mut say);

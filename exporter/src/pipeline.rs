@@ -4,12 +4,14 @@
 
 use std::sync::Arc;
 
-use flowend_probe_types::Event;
+use flowend_probe_types::{ACK, Event, EventKind, RingItem, SYN, TcpEvent};
+use hashlink::LruCache;
 use ipnet::IpNet;
 
+use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
-use crate::flow::{ConnectionEnd, FlowTable};
+use crate::flow::{ConnectionEnd, Direction, FlowTable};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::record::Record;
@@ -29,6 +31,10 @@ pub struct Stages {
     pub processes: Processes,
     /// cgroup to workload.
     pub workloads: Workloads,
+    /// Address to names.
+    pub dns: Dns,
+    /// The names of the peer as they stood when a socket connected.
+    pub opened: OpenedNames,
     /// flowend's own sockets.
     pub own: OwnSockets,
     /// Derives ids.
@@ -49,6 +55,14 @@ impl Pipeline {
         Self { flows: FlowTable::new(max_flows), stages }
     }
 
+    /// Takes in one record of the ring. `boot_to_unix_ns` turns its clock into wall time.
+    pub fn item(&mut self, item: &RingItem<'_>, boot_to_unix_ns: u64) {
+        match item {
+            RingItem::Event(event) => self.event(event, boot_to_unix_ns),
+            RingItem::Dns(kind, facts, message) => self.stages.dns.observe(*kind, facts, message),
+        }
+    }
+
     /// Takes in one event. `boot_to_unix_ns` turns its clock into wall time.
     pub fn event(&mut self, event: &Event, boot_to_unix_ns: u64) {
         match event {
@@ -57,6 +71,8 @@ impl Pipeline {
                 self.stages.workloads.observe(tcp.cgroup_id);
                 let stages = &mut self.stages;
                 self.flows.apply(event, &mut |end| stages.end(end, boot_to_unix_ns));
+                // After it: the SYN may have ended another connection of the same socket.
+                self.stages.opened.observe(tcp, &self.stages.dns);
             }
         }
     }
@@ -76,9 +92,41 @@ impl Pipeline {
         }
     }
 
+    /// What became of the DNS messages.
+    pub const fn dns(&self) -> &Dns {
+        &self.stages.dns
+    }
+
     /// The connections being followed.
     pub const fn flows(&self) -> &FlowTable {
         &self.flows
+    }
+}
+
+/// The names of the peer at the SYN, by cookie: a long connection keeps the name it was opened by.
+/// Bounded; only connections whose peer has a name take room.
+#[derive(Debug)]
+pub struct OpenedNames(LruCache<u64, Vec<Arc<str>>>);
+
+impl OpenedNames {
+    /// For at most `limit` connections.
+    pub fn new(limit: usize) -> Self {
+        Self(LruCache::new(limit.max(1)))
+    }
+
+    fn observe(&mut self, event: &TcpEvent, dns: &Dns) {
+        let is_first_syn = event.kind == EventKind::SegmentOut as u8
+            && event.flags & (SYN | ACK) == SYN
+            && event.total_retrans == 0;
+        if !is_first_syn {
+            return;
+        }
+        let names = dns.names(event.cgroup_id, event.remote, event.time_ns);
+        if names.is_empty() {
+            self.0.remove(&event.cookie);
+        } else {
+            self.0.insert(event.cookie, names);
+        }
     }
 }
 
@@ -95,6 +143,7 @@ impl Stages {
             self.ledger.sampled_out.add(1);
             return;
         };
+        let (local_names, remote_names) = self.names(&end);
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
         let record = Arc::new(Record {
@@ -102,6 +151,8 @@ impl Stages {
             parent_span_id,
             workload,
             process,
+            local_names,
+            remote_names,
             sampling_probability,
             start_unix_ns: end.start_ns + boot_to_unix_ns,
             end_unix_ns: end.end_ns + boot_to_unix_ns,
@@ -110,6 +161,20 @@ impl Stages {
         for queue in &self.queues {
             queue.push(Arc::clone(&record));
         }
+    }
+
+    /// The names of both sides as they stood at the start. What is learnt later, or has lapsed since
+    /// without a snapshot, leaves them out.
+    fn names(&mut self, end: &ConnectionEnd) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
+        let Some(cgroup) = end.cgroup_id else { return (Vec::new(), Vec::new()) };
+        let local = self.dns.names(cgroup, end.local.addr, end.start_ns);
+        let opened = match end.direction {
+            Direction::Outgoing => self.opened.0.get(&end.cookie).cloned(),
+            Direction::Incoming | Direction::Unknown => None,
+        };
+        let remote =
+            opened.unwrap_or_else(|| self.dns.names(cgroup, end.remote.addr, end.start_ns));
+        (local, remote)
     }
 
     /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use opentelemetry::SpanId;
 
 use crate::enrich::{Process, Workload};
-use crate::flow::ConnectionEnd;
+use crate::flow::{ConnectionEnd, Side};
 use crate::ids::ConnectionIds;
 
 /// The event's name.
@@ -27,10 +27,24 @@ pub struct Record {
     pub workload: Arc<Workload>,
     /// Of the local side.
     pub process: Option<Process>,
+    /// Names of the own address, as they stood at the start.
+    pub local_names: Vec<Arc<str>>,
+    /// Names of the peer's address, as they stood at the start.
+    pub remote_names: Vec<Arc<str>>,
     /// Below 1 where sampling kept this record and dropped others.
     pub sampling_probability: f64,
     /// Start, ns since 1970.
     pub start_unix_ns: u64,
     /// End, ns since 1970.
     pub end_unix_ns: u64,
+}
+
+impl Record {
+    /// The names of one side's address, the one asked for first.
+    pub fn names(&self, side: Side) -> &[Arc<str>] {
+        match side {
+            Side::Local => &self.local_names,
+            Side::Remote => &self.remote_names,
+        }
+    }
 }

@@ -13,12 +13,13 @@ use tracing::{info, warn};
 use crate::cgroup::{self, Paths};
 use crate::clock;
 use crate::config::{Output, Settings};
+use crate::dns::{Dns, DnsStats};
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
 use crate::flow::FlowStats;
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
-use crate::pipeline::{Pipeline, Stages};
+use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::Record;
 use crate::sample::Sampler;
@@ -73,6 +74,7 @@ impl Sidecar {
         let mut probe = Probe::load(LoadOptions {
             ring_bytes: settings.ring_bytes,
             process: settings.process,
+            dns: settings.dns_enabled,
         })?;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
@@ -90,6 +92,8 @@ impl Sidecar {
                     paths.clone(),
                     workload_settings(settings),
                 ),
+                dns: Dns::new(settings.dns),
+                opened: OpenedNames::new(settings.max_flows),
                 own,
                 ids: Ids::new(&settings.ids_key, random_seed()),
                 peer_cidrs: settings.peer_cidrs.clone(),
@@ -144,6 +148,7 @@ impl Sidecar {
         while read(&mut self.source, &mut self.pipeline) {}
         self.pipeline.finish(clock::boot_to_unix_ns());
         said.report(&self.source, &self.pipeline);
+        info!("{}", dns_line(&self.pipeline.dns().stats()));
         let outputs = finish_outputs(self.outputs, self.shutdown_timeout).await;
         for output in &outputs {
             info!("{}", Line(&self.ledger, output));
@@ -160,7 +165,7 @@ fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
     let offset = clock::boot_to_unix_ns();
     // Before the ring is read: what happened by then is in it.
     let now = clock::boot_ns();
-    let more = source.drain(|event| pipeline.event(event, offset));
+    let more = source.drain(|item| pipeline.item(item, offset));
     if !more {
         pipeline.tick(now, offset);
     }
@@ -212,6 +217,14 @@ impl Health {
         }
         now
     }
+}
+
+fn dns_line(stats: &DnsStats) -> String {
+    let DnsStats { queries, learnt, empty, unmatched, malformed } = stats;
+    format!(
+        "dns: queries {queries}; answers: {learnt} named addresses, {empty} without an address, \
+         {unmatched} to no query seen, {malformed} malformed"
+    )
 }
 
 fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<RunningOutput>> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use flowend_probe_types::{Event, LOST_SLOTS};
+use flowend_probe_types::{LOST_SLOTS, RingItem};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -44,12 +44,12 @@ impl RingSource {
     }
 
     /// Hands out what is in the ring. Says whether it may hold more.
-    pub fn drain(&mut self, mut take: impl FnMut(&Event)) -> bool {
+    pub fn drain(&mut self, mut take: impl FnMut(&RingItem<'_>)) -> bool {
         let ring = &mut self.ring.get_mut().0;
         for _ in 0..MAX_DRAIN {
             let Some(item) = ring.next() else { return false };
-            match Event::decode(&item) {
-                Ok(event) => take(&event),
+            match RingItem::decode(&item) {
+                Ok(item) => take(&item),
                 Err(_) => self.malformed += 1,
             }
         }

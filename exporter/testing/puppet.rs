@@ -12,6 +12,7 @@
 //! shutdown ID            ok      (FIN, and goes on reading)
 //! linger0 ID             ok      (close will send an RST)
 //! close ID               ok
+//! run PROGRAM ARG...     ok OUTPUT, with its lines joined by spaces
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, Read as _, Write as _};
@@ -69,6 +70,14 @@ fn obey(words: &[&str], sockets: &mut HashMap<u32, Socket>) -> Answer {
             }
             _ => Err("no listener".into()),
         },
+        ["run", program, args @ ..] => {
+            let output = std::process::Command::new(program).args(args).output()?;
+            if !output.status.success() {
+                return Err(format!("{}", output.status).into());
+            }
+            let text = String::from_utf8_lossy(&output.stdout);
+            Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+        }
         ["close", id] => {
             sockets.remove(&id.parse()?).ok_or("no socket")?;
             Ok(String::new())

@@ -97,6 +97,10 @@ pub enum EventKind {
     Connect = 16,
     /// A process called bind() (cgroup `post_bind4`, `post_bind6`).
     Bind = 17,
+    /// A DNS query on its way out; followed by the message.
+    DnsQuery = 32,
+    /// A DNS answer received; followed by the message.
+    DnsAnswer = 33,
 }
 
 impl EventKind {
@@ -109,12 +113,13 @@ impl EventKind {
             Self::Closed => 2,
             Self::GaveUp => 3,
             Self::Connect | Self::Bind => 4,
+            Self::DnsQuery | Self::DnsAnswer => 5,
         }
     }
 }
 
 /// The kinds that the probe's `LOST` array counts apart, by slot.
-pub const LOST_SLOTS: [&str; 5] = ["segment", "established", "closed", "gave_up", "process"];
+pub const LOST_SLOTS: [&str; 6] = ["segment", "established", "closed", "gave_up", "process", "dns"];
 
 /// Socket states, numbered as the kernel does (`include/net/tcp_states.h`, also `BPF_TCP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +242,69 @@ pub struct ProcessEvent {
     pub cookie: u64,
 }
 
+/// The facts of a DNS message; its bytes follow in the ring.
+///
+/// The addresses of a connected socket are the socket's own, else the packet's: at egress a
+/// translated packet shows another server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsEvent {
+    /// [`EventKind::DnsQuery`] or [`EventKind::DnsAnswer`].
+    pub kind: u8,
+    /// 1 where the message is longer than what follows.
+    pub cut: u8,
+    /// Bytes of the message that follow.
+    pub len: u16,
+    /// Port of the own socket.
+    pub local_port: u16,
+    /// Port of the server.
+    pub remote_port: u16,
+    /// `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// cgroup v2 id of the socket.
+    pub cgroup_id: u64,
+    /// Address of the own socket.
+    pub local: Addr,
+    /// Address of the server.
+    pub remote: Addr,
+}
+
+/// Messages are copied into room for 512, 2,048 or 4,096 bytes, and so up to 4,095 bytes: all that
+/// EDNS asks for in practice (RFC 6891, section 6.2.5).
+pub const DNS_ROOM: [usize; 3] = [512, 2048, 4096];
+
+/// What a record of the ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingItem<'a> {
+    /// An event of fixed size.
+    Event(Event),
+    /// A DNS message and its facts.
+    Dns(EventKind, DnsEvent, &'a [u8]),
+}
+
+impl<'a> RingItem<'a> {
+    /// Reads one record of the ring buffer.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it is neither an event nor a DNS message.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let kind = match bytes.first() {
+            Some(32) => EventKind::DnsQuery,
+            Some(33) => EventKind::DnsAnswer,
+            _ => return Event::decode(bytes).map(Self::Event),
+        };
+        let too_short = DecodeError::Length { got: bytes.len(), want: size_of::<DnsEvent>() };
+        let (head, rest) = bytes.split_at_checked(size_of::<DnsEvent>()).ok_or(too_short)?;
+        let head = read::<DnsEvent>(head)?;
+        let message = rest
+            .get(..usize::from(head.len))
+            .ok_or(DecodeError::Length { got: rest.len(), want: usize::from(head.len) })?;
+        Ok(Self::Dns(kind, head, message))
+    }
+}
+
 /// A decoded event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -296,9 +364,12 @@ unsafe trait PlainData: Copy {}
 unsafe impl PlainData for TcpEvent {}
 // SAFETY: integers only; the assertions below exclude padding.
 unsafe impl PlainData for ProcessEvent {}
+// SAFETY: integers only; the assertions below exclude padding.
+unsafe impl PlainData for DnsEvent {}
 
 const _: () = assert!(size_of::<TcpEvent>() == 8 + 5 * 8 + 2 * 16 + 14 * 4);
 const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8);
+const _: () = assert!(size_of::<DnsEvent>() == 8 + 3 * 8 + 2 * 16);
 
 fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() != size_of::<T>() {
@@ -306,6 +377,16 @@ fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
     }
     // SAFETY: the length was checked, and `PlainData` takes any bit pattern.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+impl DnsEvent {
+    /// The facts as bytes, as the probe puts them into the ring.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: `PlainData` has no padding, so every byte is initialised.
+        unsafe {
+            core::slice::from_raw_parts(core::ptr::from_ref(self).cast::<u8>(), size_of::<Self>())
+        }
+    }
 }
 
 /// The bytes of an event, as the probe puts them into the ring; for tests and captures.
@@ -349,6 +430,18 @@ mod tests {
             ..TcpEvent::default()
         };
         assert_eq!(Event::decode(event.as_bytes()), Ok(Event::Tcp(EventKind::Closed, event)));
+    }
+
+    #[test]
+    fn a_dns_message_is_read_as_long_as_it_is() {
+        let facts = DnsEvent { kind: 33, len: 3, ..DnsEvent::default() };
+        let mut bytes = facts.as_bytes().to_vec();
+        let head = bytes.len();
+        bytes.extend([1, 2, 3, 0, 0]);
+        let want = Ok(RingItem::Dns(EventKind::DnsAnswer, facts, &[1, 2, 3][..]));
+        assert_eq!(RingItem::decode(&bytes), want);
+        assert!(RingItem::decode(&bytes[..head + 2]).is_err());
+        assert!(RingItem::decode(&bytes[..head - 1]).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod event;
 mod packet;
 
 pub use event::{
-    Addr, DecodeError, Event, EventKind, LOST_SLOTS, ProcessEvent, TcpEvent, TcpState,
+    Addr, DNS_ROOM, DecodeError, DnsEvent, Event, EventKind, LOST_SLOTS, ProcessEvent, RingItem,
+    TcpEvent, TcpState,
 };
 pub use packet::{ACK, FIN, PSH, PacketBytes, RST, SYN, Segment, Skip, TERMINATING, parse};

@@ -15,6 +15,7 @@ pub(super) struct RawSettings {
     pub(super) ring: RawRing,
     pub(super) flows: RawFlows,
     pub(super) process: RawProcess,
+    pub(super) dns: RawDns,
     pub(super) ids: RawIds,
     pub(super) spans: RawSpans,
     pub(super) sampling: RawSampling,
@@ -79,6 +80,15 @@ pub(super) struct RawFlows {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProcess {
     pub(super) enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDns {
+    pub(super) enabled: bool,
+    pub(super) max_addresses: i64,
+    pub(super) min_ttl: String,
+    pub(super) max_ttl: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
 use super::print::without_password;
-use super::raw::{RawOtlp, RawSettings, RawSignal};
+use super::raw::{RawDns, RawOtlp, RawSettings, RawSignal};
+use crate::dns::DnsSettings;
 use crate::targets::Pattern;
 
 /// Names the layer that a key's value came from.
@@ -36,6 +37,10 @@ pub struct Settings {
     pub max_flows: usize,
     /// Whether connect() and bind() tell the process.
     pub process: bool,
+    /// Whether DNS messages are copied and learnt from.
+    pub dns_enabled: bool,
+    /// Of the cache of names.
+    pub dns: DnsSettings,
     /// Key of trace and span ids.
     pub ids_key: String,
     /// Peers whose CLIENT spans somebody sends.
@@ -191,6 +196,18 @@ impl Settings {
             drain_interval: positive("ring.drain_interval", &raw.ring.drain_interval, origin)?,
             max_flows: count("flows.max", raw.flows.max, 1, 1 << 30, origin)?,
             process: raw.process.enabled,
+            dns_enabled: raw.dns.enabled,
+            dns: DnsSettings {
+                max_addresses: count(
+                    "dns.max_addresses",
+                    raw.dns.max_addresses,
+                    1,
+                    1 << 30,
+                    origin,
+                )? as u64,
+                min_ttl: duration("dns.min_ttl", &raw.dns.min_ttl, origin)?,
+                max_ttl: max_ttl(&raw.dns, origin)?,
+            },
             ids_key: raw.ids.key,
             peer_cidrs: cidrs("spans.peer_cidrs", &raw.spans.peer_cidrs, origin)?,
             sampling_ratio: ratio("sampling.ratio", raw.sampling.ratio, origin)?,
@@ -277,6 +294,18 @@ fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, Confi
             )
         },
     )
+}
+
+fn max_ttl(dns: &RawDns, origin: Origin<'_>) -> Result<Duration, ConfigError> {
+    let (min, max) = (
+        duration("dns.min_ttl", &dns.min_ttl, origin)?,
+        positive("dns.max_ttl", &dns.max_ttl, origin)?,
+    );
+    if max < min {
+        let problem = format!("\"{}\" is less than dns.min_ttl, \"{}\"", dns.max_ttl, dns.min_ttl);
+        return Err(bad("dns.max_ttl", origin, problem));
+    }
+    Ok(max)
 }
 
 fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {

@@ -252,6 +252,10 @@ fn each_mistake_names_its_place_and_the_remedy() {
             &["--set export.interval: key `export.interval`: \"soon\" is no duration"],
         ),
         (set(&["ring.drain_interval=0s"]), &["must be more than nothing"]),
+        (
+            set(&["dns.max_ttl=1s"]),
+            &["--set dns.max_ttl", "\"1s\" is less than dns.min_ttl, \"5s\""],
+        ),
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),

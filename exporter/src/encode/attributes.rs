@@ -18,6 +18,8 @@ pub enum Value<'a> {
     Double(f64),
     /// true or false.
     Bool(bool),
+    /// A list of strings.
+    List(&'a [std::sync::Arc<str>]),
 }
 
 impl Value<'_> {
@@ -38,6 +40,8 @@ struct Keys {
     src_port: &'static str,
     dst_ip: &'static str,
     dst_port: &'static str,
+    src_domains: &'static str,
+    dst_domains: &'static str,
 }
 
 const SEMCONV: Keys = Keys {
@@ -46,6 +50,8 @@ const SEMCONV: Keys = Keys {
     src_port: "source.port",
     dst_ip: "destination.address",
     dst_port: "destination.port",
+    src_domains: "flowend.source.domains",
+    dst_domains: "flowend.destination.domains",
 };
 
 const TRACEE: Keys = Keys {
@@ -54,6 +60,8 @@ const TRACEE: Keys = Keys {
     src_port: "srcPort",
     dst_ip: "dstIP",
     dst_port: "dstPort",
+    src_domains: "srcDomains",
+    dst_domains: "dstDomains",
 };
 
 /// Hands each attribute of the record to `put`, always in the same order.
@@ -73,10 +81,23 @@ pub fn attributes<'a>(
     put(keys.src_port, Value::count(source.port));
     put(keys.dst_ip, Value::ip(destination));
     put(keys.dst_port, Value::count(destination.port));
+    let (source_side, destination_side) = match end.by {
+        Some(Side::Remote) => (Side::Remote, Side::Local),
+        Some(Side::Local) | None => (Side::Local, Side::Remote),
+    };
+    for (key, side) in [(keys.src_domains, source_side), (keys.dst_domains, destination_side)] {
+        if !record.names(side).is_empty() {
+            put(key, Value::List(record.names(side)));
+        }
+    }
     if let (Some(client), Some(server)) = (end.client(), end.server()) {
-        put("client.address", Value::ip(client));
+        let (client_side, server_side) = match end.direction {
+            Direction::Incoming => (Side::Remote, Side::Local),
+            Direction::Outgoing | Direction::Unknown => (Side::Local, Side::Remote),
+        };
+        put("client.address", name_or_ip(record.names(client_side), client));
         put("client.port", Value::count(client.port));
-        put("server.address", Value::ip(server));
+        put("server.address", name_or_ip(record.names(server_side), server));
         put("server.port", Value::count(server.port));
     }
     put("network.local.address", Value::ip(end.local));
@@ -127,6 +148,12 @@ pub fn attributes<'a>(
             put("process.executable.name", Value::Str(Cow::Borrowed(name)));
         }
     }
+}
+
+/// The name an address was looked up by, if known, else the address: OpenTelemetry's rule for
+/// `client.address` and `server.address`.
+fn name_or_ip(names: &[std::sync::Arc<str>], endpoint: Endpoint) -> Value<'_> {
+    names.first().map_or_else(|| Value::ip(endpoint), |name| Value::Str(Cow::Borrowed(name)))
 }
 
 /// Whether the record's severity is WARN and not INFO.

@@ -59,5 +59,6 @@ fn to_json(value: Value<'_>) -> Json {
         Value::Int(n) => Json::from(n),
         Value::Double(n) => Json::from(n),
         Value::Bool(b) => Json::from(b),
+        Value::List(items) => items.iter().map(|item| Json::from(&**item)).collect(),
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use opentelemetry::logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity};
 use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceState};
-use opentelemetry::{InstrumentationScope, KeyValue, SpanId, TraceFlags};
+use opentelemetry::{Array, InstrumentationScope, KeyValue, SpanId, StringValue, TraceFlags};
 use opentelemetry_sdk::logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
@@ -101,6 +101,9 @@ fn to_any(value: Value<'_>) -> AnyValue {
         Value::Int(n) => AnyValue::Int(n),
         Value::Double(n) => AnyValue::Double(n),
         Value::Bool(b) => AnyValue::Boolean(b),
+        Value::List(items) => AnyValue::ListAny(Box::new(
+            items.iter().map(|item| AnyValue::from(item.to_string())).collect(),
+        )),
     }
 }
 
@@ -110,5 +113,9 @@ fn to_value(value: Value<'_>) -> opentelemetry::Value {
         Value::Int(n) => opentelemetry::Value::I64(n),
         Value::Double(n) => opentelemetry::Value::F64(n),
         Value::Bool(b) => opentelemetry::Value::Bool(b),
+        Value::List(items) => {
+            let strings = items.iter().map(|item| StringValue::from(item.to_string())).collect();
+            opentelemetry::Value::Array(Array::String(strings))
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Readable lines, one for each end.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::flow::{Direction, Side};
+use crate::flow::{Direction, Endpoint, Side};
 use crate::record::Record;
 
 /// What the columns are.
@@ -27,8 +28,8 @@ pub fn text_line(record: &Record, zone: &TimeZone) -> String {
     let _ = write!(
         line,
         "{time:12} {direction:3} {:24} {:24} {:15} {:6} {:>8} {:>10} {:>10} ",
-        end.local.to_string(),
-        end.remote.to_string(),
+        named(record.names(Side::Local), end.local),
+        named(record.names(Side::Remote), end.remote),
         end.reason.as_str(),
         end.by.map_or("none", Side::as_str),
         end.duration_ns().map_or_else(|| "-".into(), duration),
@@ -44,6 +45,14 @@ pub fn text_line(record: &Record, zone: &TimeZone) -> String {
         None => line.push('-'),
     }
     line
+}
+
+/// An endpoint with the first name of its address: `example.com(192.0.2.1):443`.
+fn named(names: &[Arc<str>], endpoint: Endpoint) -> String {
+    match names.first() {
+        Some(name) => format!("{name}({}):{}", endpoint.ip(), endpoint.port),
+        None => endpoint.to_string(),
+    }
 }
 
 /// Three or four significant digits with a unit: 12us, 3.4ms, 1.25s, 12m03s.

@@ -175,7 +175,7 @@ impl Connection {
                 self.last = *event;
                 self.closed = Some(*event);
             }
-            EventKind::Connect | EventKind::Bind => {}
+            EventKind::Connect | EventKind::Bind | EventKind::DnsQuery | EventKind::DnsAnswer => {}
         }
     }
 

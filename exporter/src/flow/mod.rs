@@ -271,7 +271,7 @@ const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
         | EventKind::ActiveEstablished
         | EventKind::PassiveEstablished
         | EventKind::GaveUp => true,
-        EventKind::Connect | EventKind::Bind => false,
+        EventKind::Connect | EventKind::Bind | EventKind::DnsQuery | EventKind::DnsAnswer => false,
     }
 }
 

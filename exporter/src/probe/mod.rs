@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Load the programs that tell the process, too.
     pub process: bool,
+    /// Copy DNS messages.
+    pub dns: bool,
 }
 
 impl Probe {
@@ -45,6 +47,7 @@ impl Probe {
         raise_limits();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes)
+            .override_global("DNS_ENABLED", &u8::from(options.dns), true)
             .load(OBJECT)
             .map_err(LoadError::from_object)?;
         for program in PROGRAMS {

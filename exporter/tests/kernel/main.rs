@@ -8,6 +8,7 @@ mod collector;
 mod connections;
 mod demo;
 mod http;
+mod names;
 mod nat;
 mod own;
 mod programs;

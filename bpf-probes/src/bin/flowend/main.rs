@@ -8,6 +8,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod dns;
 mod process;
 mod ring;
 mod segment;

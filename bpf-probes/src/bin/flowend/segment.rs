@@ -16,57 +16,92 @@ use flowend_probe_types::{
     Addr, EventKind, PacketBytes, Segment, TERMINATING, TcpEvent, TcpState, parse,
 };
 
+use crate::dns;
 use crate::ring::{reserve, submit};
 
 const PASS: i32 = 1;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+/// RFC 1035, section 4.2.
+const DNS_PORT: u8 = 53;
+/// Offset in the UDP header.
+const SOURCE_PORT: usize = 0;
+/// Offset in the UDP header.
+const DESTINATION_PORT: usize = 2;
 const SOCK_STREAM: u32 = 1;
 const AF_INET6: u32 = 10;
 
 #[cgroup_skb(ingress)]
 fn flowend_ingress(ctx: SkBuffContext) -> i32 {
-    if may_terminate(&ctx) {
-        report(&ctx, EventKind::SegmentIn);
+    match classify(&ctx, SOURCE_PORT) {
+        Packet::Other => {}
+        Packet::MayTerminate => report(&ctx, EventKind::SegmentIn),
+        Packet::Dns { is_v6 } => dns::report(&ctx, EventKind::DnsAnswer, is_v6),
     }
     PASS
 }
 
 #[cgroup_skb(egress)]
 fn flowend_egress(ctx: SkBuffContext) -> i32 {
-    if may_terminate(&ctx) {
-        report(&ctx, EventKind::SegmentOut);
+    match classify(&ctx, DESTINATION_PORT) {
+        Packet::Other => {}
+        Packet::MayTerminate => report(&ctx, EventKind::SegmentOut),
+        Packet::Dns { is_v6 } => dns::report(&ctx, EventKind::DnsQuery, is_v6),
     }
     PASS
 }
 
-/// The test every packet pays for: false for what is surely no SYN, FIN or RST.
+/// What a packet is to the probe.
+enum Packet {
+    /// Nothing.
+    Other,
+    /// Perhaps a SYN, FIN or RST; the parser will tell.
+    MayTerminate,
+    /// UDP from or to the DNS port.
+    Dns { is_v6: bool },
+}
+
+/// The test every packet pays for.
 ///
 /// Direct packet access, a few instructions for TCP without IP options. Packets with options,
 /// extension headers or headers outside the linear part go to the parser.
 #[inline(always)]
-fn may_terminate(ctx: &SkBuffContext) -> bool {
+fn classify(ctx: &SkBuffContext, port: usize) -> Packet {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid, and every read below is inside `end`, which the verifier checks.
     unsafe {
         let data = (*skb).data as usize;
         let end = (*skb).data_end as usize;
         let byte = |offset: usize| *((data + offset) as *const u8);
+        let may_terminate = |yes: bool| if yes { Packet::MayTerminate } else { Packet::Other };
         if data + 40 > end {
-            return (*skb).len >= 40;
+            return may_terminate((*skb).len >= 40);
         }
         let first = byte(0);
         if first == 0x45 {
-            return byte(9) == IPPROTO_TCP && byte(20 + 13) & TERMINATING != 0;
-        }
-        if first >> 4 == 6 {
-            return match byte(6) {
-                IPPROTO_TCP => data + 60 > end || byte(40 + 13) & TERMINATING != 0,
-                // The extension headers that the parser follows.
-                0 | 43 | 44 | 51 | 60 | 135 => true,
-                _ => false,
+            return match byte(9) {
+                IPPROTO_TCP => may_terminate(byte(20 + 13) & TERMINATING != 0),
+                IPPROTO_UDP if byte(20 + port) == 0 && byte(21 + port) == DNS_PORT => {
+                    Packet::Dns { is_v6: false }
+                }
+                _ => Packet::Other,
             };
         }
-        byte(9) == IPPROTO_TCP
+        if first >> 4 == 6 {
+            if data + 60 > end {
+                return may_terminate(true);
+            }
+            return match byte(6) {
+                IPPROTO_TCP => may_terminate(byte(40 + 13) & TERMINATING != 0),
+                IPPROTO_UDP if byte(40 + port) == 0 && byte(41 + port) == DNS_PORT => {
+                    Packet::Dns { is_v6: true }
+                }
+                // The extension headers that the parser follows.
+                0 | 43 | 44 | 51 | 60 | 135 => Packet::MayTerminate,
+                _ => Packet::Other,
+            };
+        }
+        may_terminate(byte(9) == IPPROTO_TCP)
     }
 }
 
