@@ -68,41 +68,84 @@ enum Packet {
 #[inline(always)]
 fn classify(ctx: &SkBuffContext, port: usize) -> Packet {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid, and every read below is inside `end`, which the verifier checks.
+    // SAFETY: the context is valid, and every read is inside `end`, which the verifier checks.
     unsafe {
         let data = (*skb).data as usize;
         let end = (*skb).data_end as usize;
-        let byte = |offset: usize| *((data + offset) as *const u8);
-        let may_terminate = |yes: bool| if yes { Packet::MayTerminate } else { Packet::Other };
-        if data + 40 > end {
-            return may_terminate((*skb).len >= 40);
-        }
-        let first = byte(0);
-        if first == 0x45 {
-            return match byte(9) {
-                IPPROTO_TCP => may_terminate(byte(20 + 13) & TERMINATING != 0),
-                IPPROTO_UDP if byte(20 + port) == 0 && byte(21 + port) == DNS_PORT => {
-                    Packet::Dns { is_v6: false }
-                }
-                _ => Packet::Other,
-            };
-        }
-        if first >> 4 == 6 {
-            if data + 60 > end {
-                return may_terminate(true);
+        if data + V6_HEADERS <= end {
+            let first = byte(data, 0);
+            if first == V4_PLAIN {
+                return classify_v4(data, port);
             }
-            return match byte(6) {
-                IPPROTO_TCP => may_terminate(byte(40 + 13) & TERMINATING != 0),
-                IPPROTO_UDP if byte(40 + port) == 0 && byte(41 + port) == DNS_PORT => {
-                    Packet::Dns { is_v6: true }
-                }
-                // The extension headers that the parser follows.
-                0 | 43 | 44 | 51 | 60 | 135 => Packet::MayTerminate,
-                _ => Packet::Other,
-            };
+            if first & 0xf0 == 0x60 {
+                return classify_v6(data, port);
+            }
+            return may_terminate(byte(data, 9) == IPPROTO_TCP);
         }
-        may_terminate(byte(9) == IPPROTO_TCP)
+        // An ACK without options ends here.
+        if data + V4_HEADERS <= end && byte(data, 0) == V4_PLAIN {
+            return classify_v4(data, port);
+        }
+        may_terminate((*skb).len >= V4_HEADERS as u32)
     }
+}
+
+/// IPv4 without options: version and header length.
+const V4_PLAIN: u8 = 0x45;
+/// Plain IP and TCP headers.
+const V4_HEADERS: usize = 20 + 20;
+/// Plain IP and TCP headers.
+const V6_HEADERS: usize = 40 + 20;
+
+#[inline(always)]
+const fn may_terminate(yes: bool) -> Packet {
+    if yes { Packet::MayTerminate } else { Packet::Other }
+}
+
+/// Volatile: otherwise the compiler turns comparisons of one byte into a jump table, and TCP, which
+/// comes first here, pays for the others.
+#[inline(always)]
+unsafe fn byte(data: usize, offset: usize) -> u8 {
+    // SAFETY: the caller has checked the offset against the packet's end.
+    unsafe { ((data + offset) as *const u8).read_volatile() }
+}
+
+/// At least [`V4_HEADERS`] bytes.
+#[inline(always)]
+unsafe fn classify_v4(data: usize, port: usize) -> Packet {
+    // SAFETY: the caller has checked the length.
+    unsafe {
+        if byte(data, 9) == IPPROTO_TCP {
+            return may_terminate(byte(data, 20 + 13) & TERMINATING != 0);
+        }
+        if byte(data, 9) == IPPROTO_UDP && is_dns_port(data, 20 + port) {
+            return Packet::Dns { is_v6: false };
+        }
+        Packet::Other
+    }
+}
+
+/// At least [`V6_HEADERS`] bytes.
+#[inline(always)]
+unsafe fn classify_v6(data: usize, port: usize) -> Packet {
+    // SAFETY: the caller has checked the length.
+    unsafe {
+        if byte(data, 6) == IPPROTO_TCP {
+            return may_terminate(byte(data, 40 + 13) & TERMINATING != 0);
+        }
+        if byte(data, 6) == IPPROTO_UDP {
+            let is_dns = is_dns_port(data, 40 + port);
+            return if is_dns { Packet::Dns { is_v6: true } } else { Packet::Other };
+        }
+        // The extension headers that the parser follows.
+        may_terminate(matches!(byte(data, 6), 0 | 43 | 44 | 51 | 60 | 135))
+    }
+}
+
+#[inline(always)]
+unsafe fn is_dns_port(data: usize, offset: usize) -> bool {
+    // SAFETY: the caller has checked the length.
+    unsafe { byte(data, offset) == 0 && byte(data, offset + 1) == DNS_PORT }
 }
 
 /// The slow way into a packet: works where direct access does not, past the linear part too.
