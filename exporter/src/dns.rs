@@ -13,6 +13,7 @@ use flowend_probe_types::{Addr, DnsEvent, EventKind};
 use hashlink::LruCache;
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{Name, RData};
+use moka::policy::EvictionPolicy;
 
 /// An answer later than this after its query does not count, ns.
 pub const QUERY_NS: u64 = 30_000_000_000;
@@ -20,11 +21,14 @@ pub const QUERY_NS: u64 = 30_000_000_000;
 /// Queries that may wait for their answer.
 const MAX_QUERIES: usize = 16_384;
 
-/// CNAMEs followed in one answer.
-const MAX_CHAIN: usize = 16;
+/// Names of one answer at most: the one asked for and its aliases. Longer chains name nothing.
+const MAX_CHAIN: usize = 8;
 
-/// Names kept for one address: those learnt last.
+/// Names told of one address: those learnt last.
 const MAX_NAMES: usize = 8;
+
+/// Length of a DNS header (RFC 1035, section 4.1.1).
+const HEADER: usize = 12;
 
 /// The longest name in text (RFC 1035, section 2.3.4).
 const MAX_NAME: usize = 255;
@@ -73,14 +77,41 @@ struct QueryKey {
     cgroup_id: u64,
     cookie: u64,
     id: u16,
+    /// Some resolvers (musl) ask all servers at once, with one id from one socket.
+    server: (Addr, u16),
 }
 
 #[derive(Debug)]
 struct Query {
     name: Name,
     kind: u16,
-    server: (Addr, u16),
     time_ns: u64,
+}
+
+/// Frees what no lookup can find any more: time from insertion to the last deadline.
+struct Lifetime;
+
+impl moka::Expiry<(u64, Addr), Arc<[Learnt]>> for Lifetime {
+    fn expire_after_create(
+        &self,
+        _: &(u64, Addr),
+        learnt: &Arc<[Learnt]>,
+        _: std::time::Instant,
+    ) -> Option<Duration> {
+        let newest = learnt.iter().map(|l| l.from_ns).max()?;
+        let last = learnt.iter().map(|l| l.until_ns).max()?;
+        Some(Duration::from_nanos(last.saturating_sub(newest)))
+    }
+
+    fn expire_after_update(
+        &self,
+        key: &(u64, Addr),
+        learnt: &Arc<[Learnt]>,
+        now: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.expire_after_create(key, learnt, now)
+    }
 }
 
 /// One answer's names for an address.
@@ -99,7 +130,9 @@ impl Dns {
             queries: LruCache::new(MAX_QUERIES),
             cache: moka::sync::Cache::builder()
                 .max_capacity(settings.max_addresses)
-                .time_to_live(settings.max_ttl)
+                // The newest answer is always taken in; the default policy would refuse it.
+                .eviction_policy(EvictionPolicy::lru())
+                .expire_after(Lifetime)
                 .build(),
             min_ttl: ns(settings.min_ttl),
             max_ttl: ns(settings.max_ttl),
@@ -114,15 +147,25 @@ impl Dns {
 
     /// Takes in one message.
     pub fn observe(&mut self, kind: EventKind, facts: &DnsEvent, bytes: &[u8]) {
-        let message = (facts.cut == 0).then(|| Message::from_vec(bytes).ok()).flatten();
-        let Some(message) = message else {
+        let Some(header) = bytes.first_chunk::<HEADER>().filter(|_| facts.cut == 0) else {
             self.stats.malformed += 1;
             return;
         };
-        match (kind, message.metadata.message_type) {
-            (EventKind::DnsQuery, MessageType::Query) => self.query(facts, &message),
-            (EventKind::DnsAnswer, MessageType::Response) => self.answer(facts, &message),
-            _ => self.stats.unmatched += 1,
+        let id = u16::from_be_bytes([header[0], header[1]]);
+        // Before it is parsed: anybody may send to a socket, and parsing a crafted message is dear.
+        if kind == EventKind::DnsAnswer && !self.queries.contains_key(&key(facts, id)) {
+            self.stats.unmatched += 1;
+            return;
+        }
+        // A query has no answers in it.
+        let answers = u16::from_be_bytes([header[6], header[7]]);
+        let message = Message::from_vec(bytes).ok();
+        match message {
+            Some(message) if is_query(&message, kind) && answers == 0 => {
+                self.query(facts, &message)
+            }
+            Some(message) if is_answer(&message, kind) => self.answer(facts, &message),
+            _ => self.stats.malformed += 1,
         }
     }
 
@@ -132,7 +175,7 @@ impl Dns {
         let Some(learnt) = self.cache.get(&(cgroup_id, addr)) else { return names };
         for answer in learnt.iter().filter(|l| l.from_ns <= at_ns && at_ns < l.until_ns) {
             for name in answer.names.iter() {
-                if !names.contains(name) {
+                if names.len() < MAX_NAMES && !names.contains(name) {
                     names.push(Arc::clone(name));
                 }
             }
@@ -146,18 +189,16 @@ impl Dns {
         let query = Query {
             name: question.name.clone(),
             kind: question.query_type.into(),
-            server: (facts.remote, facts.remote_port),
             time_ns: facts.time_ns,
         };
-        self.queries.insert(key(facts, message), query);
+        self.queries.insert(key(facts, message.metadata.id), query);
     }
 
     fn answer(&mut self, facts: &DnsEvent, message: &Message) {
-        let key = key(facts, message);
+        let key = key(facts, message.metadata.id);
         let matches = self.queries.get(&key).is_some_and(|query| {
             let [question] = message.queries.as_slice() else { return false };
-            query.server == (facts.remote, facts.remote_port)
-                && query.name == question.name
+            query.name == question.name
                 && query.kind == u16::from(question.query_type)
                 && facts.time_ns.saturating_sub(query.time_ns) < QUERY_NS
         });
@@ -181,14 +222,14 @@ impl Dns {
         let Some(question) = message.queries.first() else { return false };
         let mut chain = vec![&question.name];
         let mut ttl = u32::MAX;
-        while chain.len() <= MAX_CHAIN {
+        loop {
             let last = chain[chain.len() - 1];
             let alias = message.answers.iter().find_map(|record| match &record.data {
                 RData::CNAME(target) if record.name == *last => Some((&target.0, record.ttl)),
                 _ => None,
             });
             let Some((target, alias_ttl)) = alias else { break };
-            if chain.contains(&target) {
+            if chain.contains(&target) || chain.len() == MAX_CHAIN {
                 return false;
             }
             chain.push(target);
@@ -229,8 +270,21 @@ impl Dns {
     }
 }
 
-fn key(facts: &DnsEvent, message: &Message) -> QueryKey {
-    QueryKey { cgroup_id: facts.cgroup_id, cookie: facts.cookie, id: message.metadata.id }
+fn is_query(message: &Message, kind: EventKind) -> bool {
+    kind == EventKind::DnsQuery && message.metadata.message_type == MessageType::Query
+}
+
+fn is_answer(message: &Message, kind: EventKind) -> bool {
+    kind == EventKind::DnsAnswer && message.metadata.message_type == MessageType::Response
+}
+
+const fn key(facts: &DnsEvent, id: u16) -> QueryKey {
+    QueryKey {
+        cgroup_id: facts.cgroup_id,
+        cookie: facts.cookie,
+        id,
+        server: (facts.remote, facts.remote_port),
+    }
 }
 
 /// A name as text without the last dot, in lower case; `None` where it could not stand in a log as
@@ -415,11 +469,53 @@ mod tests {
         }
         assert!(known(&dns, "192.0.2.1", 2 * SECOND).is_empty());
         assert_eq!((dns.stats().empty, dns.stats().learnt), (3, 0));
-        for len in 0..40 {
-            dns.observe(EventKind::DnsAnswer, &facts(1), &vec![0xc0; len]);
+        for len in 0..60 {
+            let mut bytes = vec![0xc0; len];
+            // The id of a query on its way, so that it is parsed at all.
+            dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."));
+            bytes.iter_mut().zip([0, 7]).for_each(|(byte, id)| *byte = id);
+            dns.observe(EventKind::DnsAnswer, &facts(1), &bytes);
         }
         dns.observe(EventKind::DnsAnswer, &DnsEvent { cut: 1, ..facts(1) }, &query("x.test."));
         assert!(dns.stats().malformed > 30, "{:?}", dns.stats());
+    }
+
+    #[test]
+    fn one_query_may_go_to_two_servers() {
+        let mut dns = dns();
+        let other = DnsEvent { remote: addr("10.0.0.54"), ..facts(0) };
+        dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."));
+        dns.observe(EventKind::DnsQuery, &other, &query("a.test."));
+        let bytes = answer("a.test.", &[("a.test.", 60, a("192.0.2.1"))]);
+        dns.observe(EventKind::DnsAnswer, &facts(1), &bytes);
+        assert_eq!(known(&dns, "192.0.2.1", SECOND), ["a.test"]);
+    }
+
+    #[test]
+    fn a_chain_too_long_names_nothing() {
+        for (aliases, want) in [(MAX_CHAIN - 1, MAX_CHAIN), (MAX_CHAIN, 0)] {
+            let mut dns = dns();
+            let names: Vec<String> = (0..=aliases).map(|n| format!("n{n}.test.")).collect();
+            let mut records: Vec<(&str, u32, RData)> =
+                names.windows(2).map(|w| (w[0].as_str(), 60, cname(&w[1]))).collect();
+            records.push((names[aliases].as_str(), 60, a("192.0.2.1")));
+            ask_and_answer(&mut dns, 0, &names[0], &records);
+            assert_eq!(known(&dns, "192.0.2.1", SECOND).len(), want, "{aliases} aliases");
+        }
+    }
+
+    #[test]
+    fn a_full_cache_takes_the_newest_in() {
+        let mut dns = dns();
+        for n in 0..1000_u32 {
+            let [_, _, c, d] = n.to_be_bytes();
+            let (asked, ip) = (format!("n{n}.test."), format!("10.9.{c}.{d}"));
+            for _ in 0..2 {
+                ask_and_answer(&mut dns, 0, &asked, &[(&asked, 600, a(&ip))]);
+            }
+            dns.cache.run_pending_tasks();
+            assert_eq!(known(&dns, &ip, SECOND), [format!("n{n}.test")]);
+        }
     }
 
     #[test]

@@ -75,11 +75,12 @@ fn start_log(level: LevelFilter) {
 }
 
 fn in_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(task)
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(task);
+    // A write to a pipe that nobody reads, or a lookup without an answer, must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 /// Ready at the first SIGTERM or SIGINT.

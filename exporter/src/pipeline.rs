@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
-use crate::flow::{ConnectionEnd, Direction, FlowTable};
+use crate::flow::{ConnectionEnd, FlowTable};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::record::Record;
@@ -104,9 +104,16 @@ impl Pipeline {
 }
 
 /// The names of the peer at the SYN, by cookie: a long connection keeps the name it was opened by.
-/// Bounded; only connections whose peer has a name take room.
+/// Bounded; only connections whose peer has a name take room, until they end.
 #[derive(Debug)]
-pub struct OpenedNames(LruCache<u64, Vec<Arc<str>>>);
+pub struct OpenedNames(LruCache<u64, Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    /// Of the SYN: a cookie is not a connection.
+    time_ns: u64,
+    names: Vec<Arc<str>>,
+}
 
 impl OpenedNames {
     /// For at most `limit` connections.
@@ -125,14 +132,21 @@ impl OpenedNames {
         if names.is_empty() {
             self.0.remove(&event.cookie);
         } else {
-            self.0.insert(event.cookie, names);
+            self.0.insert(event.cookie, Opened { time_ns: event.time_ns, names });
         }
+    }
+
+    /// What was taken at the SYN of just this connection.
+    fn take(&mut self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
+        let is_its = self.0.peek(&end.cookie)?.time_ns == end.start_ns;
+        is_its.then(|| self.0.remove(&end.cookie).map(|opened| opened.names)).flatten()
     }
 }
 
 impl Stages {
     fn end(&mut self, end: ConnectionEnd, boot_to_unix_ns: u64) {
         self.ledger.seen.add(1);
+        let opened = self.opened.take(&end);
         let process = self.processes.of(&end);
         if self.own.take(end.cookie) || self.is_own_process(&end, process.as_ref()) {
             self.ledger.filtered_self.add(1);
@@ -143,7 +157,7 @@ impl Stages {
             self.ledger.sampled_out.add(1);
             return;
         };
-        let (local_names, remote_names) = self.names(&end);
+        let (local_names, remote_names) = self.names(&end, opened);
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
         let record = Arc::new(Record {
@@ -165,16 +179,16 @@ impl Stages {
 
     /// The names of both sides as they stood at the start. What is learnt later, or has lapsed since
     /// without a snapshot, leaves them out.
-    fn names(&mut self, end: &ConnectionEnd) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
-        let Some(cgroup) = end.cgroup_id else { return (Vec::new(), Vec::new()) };
-        let local = self.dns.names(cgroup, end.local.addr, end.start_ns);
-        let opened = match end.direction {
-            Direction::Outgoing => self.opened.0.get(&end.cookie).cloned(),
-            Direction::Incoming | Direction::Unknown => None,
+    fn names(
+        &self,
+        end: &ConnectionEnd,
+        opened: Option<Vec<Arc<str>>>,
+    ) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
+        let names = |addr| match end.cgroup_id {
+            Some(cgroup) => self.dns.names(cgroup, addr, end.start_ns),
+            None => Vec::new(),
         };
-        let remote =
-            opened.unwrap_or_else(|| self.dns.names(cgroup, end.remote.addr, end.start_ns));
-        (local, remote)
+        (names(end.local.addr), opened.unwrap_or_else(|| names(end.remote.addr)))
     }
 
     /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.

@@ -124,7 +124,7 @@ impl Sidecar {
             "{} cgroup(s) attached; reporting the ends of TCP connections",
             self.watch.attached()
         );
-        let mut watch = tokio::spawn(self.watch.run());
+        let watch = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
         let mut said = Health::default();
@@ -132,7 +132,6 @@ impl Sidecar {
         let failed = loop {
             tokio::select! {
                 () = &mut shutdown => break None,
-                ended = &mut watch => break Some(anyhow::anyhow!("watching the cgroups ended: {ended:?}")),
                 // A flood must not keep the others from their turn.
                 () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline),
                 () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline),
@@ -140,6 +139,9 @@ impl Sidecar {
             }
             if let Some(error) = failed_output(&mut self.outputs).await {
                 break Some(error);
+            }
+            if watch.is_finished() {
+                break Some(anyhow::anyhow!("the task that watches the cgroups ended by itself"));
             }
         };
         // Detached first: then what the ring holds comes to an end.

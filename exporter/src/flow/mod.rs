@@ -44,7 +44,7 @@ pub struct FlowStats {
     pub evicted: u64,
     /// SYNs forgotten because the table of embryonic connections was full.
     pub embryos_evicted: u64,
-    /// SYNs that no accepted socket followed within [`EMBRYO_NS`], or that were reset.
+    /// SYNs that no accepted socket followed within [`EMBRYO_NS`].
     pub embryos_unfinished: u64,
 }
 
@@ -64,7 +64,7 @@ pub struct FlowTable {
 }
 
 impl FlowTable {
-    /// A table of at most `limit` connections and as many embryonic ones.
+    /// A table of at most `limit` connections, and of embryonic ones with as many different ISNs.
     pub fn new(limit: usize) -> Self {
         Self {
             connections: LinkedHashMap::new(),
@@ -141,7 +141,7 @@ impl FlowTable {
         // To the back: the front is the one idle for longest.
         if self.connections.to_back(&event.cookie).is_none() {
             if !opens(kind, event)
-                || (!is_syn_out(kind, event) && self.concluded.contains_key(&event.cookie))
+                || (!begins(kind, event) && self.concluded.contains_key(&event.cookie))
             {
                 return;
             }
@@ -206,6 +206,8 @@ impl FlowTable {
                 self.stats.embryos_evicted += 1;
             }
             same_isn.push(embryo);
+            // The oldest ISN in front: expiry looks no further than the first that is young.
+            self.embryos.to_back(&event.seq);
         }
     }
 
@@ -232,7 +234,7 @@ impl FlowTable {
         };
         let same_isn = self.embryos.get_mut(&isn)?;
         let at = same_isn.iter().position(fits)?;
-        let embryo = same_isn.swap_remove(at);
+        let embryo = same_isn.remove(at);
         if same_isn.is_empty() {
             self.embryos.remove(&isn);
         }
@@ -275,8 +277,11 @@ const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
     }
 }
 
-const fn is_syn_out(kind: EventKind, event: &TcpEvent) -> bool {
-    matches!(kind, EventKind::SegmentOut) && event.flags & (SYN | ACK) == SYN
+/// Whether an event begins a connection on a socket that had one before: its SYN, or, with that lost,
+/// its establishment.
+const fn begins(kind: EventKind, event: &TcpEvent) -> bool {
+    matches!(kind, EventKind::ActiveEstablished)
+        || matches!(kind, EventKind::SegmentOut) && event.flags & (SYN | ACK) == SYN
 }
 
 #[cfg(test)]

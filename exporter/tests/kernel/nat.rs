@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::support::{Cgroup, Flowend, Netns, Puppet, can_run, step, wait_until};
+use super::support::{Cgroup, Flowend, Netns, Puppet, Socket, can_run, step, wait_until};
 
 const TOOLS: &[&str] = &["ip", "nft", "nsenter"];
 
@@ -56,6 +56,13 @@ fn assert_one_trace(client: &Value, server: &Value) {
         (client["span"]["kind"].as_str(), server["span"]["kind"].as_str()),
         (Some("CLIENT"), Some("SERVER"))
     );
+}
+
+/// Connects to the translated address: the listener, and both ends.
+fn open(client: &mut Puppet, server: &mut Puppet, real: &str) -> (Socket, Socket, Socket) {
+    let listener = server.listen(real);
+    let connected = client.connect("10.98.0.1:80".parse().unwrap());
+    (listener, connected, server.accept(listener))
 }
 
 /// client 10.99.1.2 -- 10.99.1.1 router 10.99.2.1 -- 10.99.2.2 server; the router translates
@@ -130,9 +137,7 @@ fn both_ends_agree_across_a_router_that_translates_both_addresses() {
         (flowend_in(&client_ns, &client_group), flowend_in(&server_ns, &server_group));
     let (mut client, mut server) =
         (puppet_in(&client_ns, &client_group), puppet_in(&server_ns, &server_group));
-    let listener = server.listen("10.99.2.2:9090");
-    let c = client.connect("10.98.0.1:80".parse().unwrap());
-    let s = server.accept(listener);
+    let (listener, c, s) = open(&mut client, &mut server, "10.99.2.2:9090");
     client.send(c, 10);
     server.recv(s, 10);
     step();
@@ -192,9 +197,7 @@ fn a_client_translated_on_its_own_host_keeps_its_sockets_addresses() {
         (flowend_in(&netns, &client_group), flowend_in(&netns, &server_group));
     let (mut client, mut server) =
         (puppet_in(&netns, &client_group), puppet_in(&netns, &server_group));
-    let listener = server.listen("10.97.0.1:9090");
-    let c = client.connect("10.98.0.1:80".parse().unwrap());
-    let s = server.accept(listener);
+    let (listener, c, s) = open(&mut client, &mut server, "10.97.0.1:9090");
     step();
     server.reset(s);
     step();

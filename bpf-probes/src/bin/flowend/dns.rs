@@ -7,14 +7,14 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, bpf_sock},
     helpers::{
-        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id,
-        bpf_skb_load_bytes,
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_skb_cgroup_id, bpf_skb_load_bytes,
     },
     programs::SkBuffContext,
 };
 use flowend_probe_types::{Addr, DNS_ROOM, DnsEvent, EventKind};
 
 use crate::ring::{reserve, submit};
+use crate::segment::socket_of;
 
 /// Whether DNS messages are copied; the loader sets it (`dns.enabled`).
 #[unsafe(no_mangle)]
@@ -61,14 +61,7 @@ fn copy<const ROOM: usize>(ctx: &SkBuffContext, kind: EventKind, is_v6: bool, at
     // SAFETY: pointers come from the context and from helpers, and are checked for null; the event is
     // reserved, and the copy is bounded by its room.
     unsafe {
-        let sk = (*skb).__bindgen_anon_2.sk;
-        if sk.is_null() {
-            return;
-        }
-        let sk = bpf_sk_fullsock(sk);
-        if sk.is_null() {
-            return;
-        }
+        let Some(sk) = socket_of(skb) else { return };
         let Some((from, to)) = packet_ends(skb, is_v6) else { return };
         let whole = len < ROOM as u32;
         let len = if whole { len } else { ROOM as u32 - 1 };
@@ -103,7 +96,8 @@ fn copy<const ROOM: usize>(ctx: &SkBuffContext, kind: EventKind, is_v6: bool, at
     }
 }
 
-/// `len` as the verifier must see it: from 1 to `ROOM` - 1, `ROOM` being a power of two.
+/// `len` as the verifier must see it: from 1 to `ROOM` - 1, `ROOM` being a power of two. Compared by
+/// "greater": of "not equal" kernels before 6.8 learn nothing.
 #[inline(always)]
 fn bound<const ROOM: usize>(len: u32) -> u32 {
     let mut len = u64::from(len);
@@ -112,7 +106,7 @@ fn bound<const ROOM: usize>(len: u32) -> u32 {
     unsafe {
         core::arch::asm!(
             "{len} &= {mask}",
-            "if {len} != 0 goto +1",
+            "if {len} > 0 goto +1",
             "{len} = 1",
             len = inout(reg) len,
             mask = const ROOM as i32 - 1,

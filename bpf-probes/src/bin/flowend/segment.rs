@@ -63,8 +63,8 @@ enum Packet {
 
 /// The test every packet pays for.
 ///
-/// Direct packet access, a few instructions for TCP without IP options. Packets with options,
-/// extension headers or headers outside the linear part go to the parser.
+/// Direct packet access, a few instructions for TCP without IP options. TCP packets with options,
+/// extension headers or headers outside the linear part go to the parser; such DNS messages are missed.
 #[inline(always)]
 fn classify(ctx: &SkBuffContext, port: usize) -> Packet {
     let skb = ctx.skb.skb;
@@ -179,14 +179,7 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
     // SAFETY: pointers come from the context and from helpers, and are checked for null; the kernel
     // gives `bpf_sock` and `bpf_tcp_sock` as read-only structures of stable layout.
     unsafe {
-        let sk = (*skb).__bindgen_anon_2.sk;
-        if sk.is_null() {
-            return;
-        }
-        let sk = bpf_sk_fullsock(sk);
-        if sk.is_null() {
-            return;
-        }
+        let Some(sk) = socket_of(skb) else { return };
         // The kernel sends its own RSTs from a raw socket that has no TCP state.
         if (*sk).type_ != SOCK_STREAM || (*sk).protocol != u32::from(IPPROTO_TCP) {
             return;
@@ -217,6 +210,20 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
         }
         counters(e, tp);
         submit(entry);
+    }
+}
+
+/// The full socket of a packet, where it has one.
+#[inline(always)]
+pub unsafe fn socket_of(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    // SAFETY: the caller passes the context; the helper's result is checked for null.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return None;
+        }
+        let sk = bpf_sk_fullsock(sk);
+        (!sk.is_null()).then_some(sk)
     }
 }
 
