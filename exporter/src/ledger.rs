@@ -117,20 +117,6 @@ impl OutputLedger {
 /// The ledger of one output as a line, in the words of the identity.
 pub struct Line<'a>(pub &'a Ledger, pub &'a OutputLedger);
 
-impl Line<'_> {
-    /// Whether both sides of the identity are equal.
-    pub fn adds_up(&self) -> bool {
-        let Self(all, output) = self;
-        let dropped: u64 = DropCause::ALL.iter().map(|c| output.dropped(*c)).sum();
-        all.seen.get()
-            == output.exported.get()
-                + all.sampled_out.get()
-                + all.filtered_self.get()
-                + dropped
-                + output.in_flight()
-    }
-}
-
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(all, output) = self;

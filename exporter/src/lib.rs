@@ -12,6 +12,7 @@ pub mod demo;
 pub mod dns;
 pub mod encode;
 pub mod enrich;
+mod errors;
 pub mod export;
 pub mod flow;
 pub mod ids;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use flowend_probe_types::{ACK, Event, EventKind, RingItem, SYN, TcpEvent};
+use flowend_probe_types::{Event, RingItem, TcpEvent};
 use hashlink::LruCache;
 use ipnet::IpNet;
 
@@ -122,9 +122,7 @@ impl OpenedNames {
     }
 
     fn observe(&mut self, event: &TcpEvent, dns: &Dns) {
-        let is_first_syn = event.kind == EventKind::SegmentOut as u8
-            && event.flags & (SYN | ACK) == SYN
-            && event.total_retrans == 0;
+        let is_first_syn = event.is_syn_sent() && event.total_retrans == 0;
         if !is_first_syn {
             return;
         }

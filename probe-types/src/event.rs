@@ -6,6 +6,8 @@
 
 use core::mem::size_of;
 
+use crate::{ACK, SYN};
+
 /// An IP address as 16 bytes in network order; IPv4 as `::ffff:a.b.c.d`.
 ///
 /// Kept as four words because that is how the kernel's stable structures hand addresses out
@@ -389,9 +391,13 @@ impl DnsEvent {
     }
 }
 
-/// The bytes of an event, as the probe puts them into the ring; for tests and captures.
 impl TcpEvent {
-    /// The event as bytes.
+    /// Whether this is a SYN on its way out that opens a connection: no SYN-ACK.
+    pub const fn is_syn_sent(&self) -> bool {
+        self.kind == EventKind::SegmentOut as u8 && self.flags & (SYN | ACK) == SYN
+    }
+
+    /// The event as bytes, as the probe puts it into the ring; for tests and captures.
     pub fn as_bytes(&self) -> &[u8] {
         // SAFETY: `PlainData` has no padding, so every byte is initialised.
         unsafe {

@@ -25,6 +25,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tower_service::Service;
 
 use crate::config::Receiver;
+use crate::errors::error_chain;
 
 /// An answer of a receiver is a few bytes; more than this is not read.
 const MAX_ANSWER: usize = 4 << 20;
@@ -228,23 +229,9 @@ impl HttpClient for OwnHttpClient {
             Err(_) => Err("no answer in time".into()),
         };
         let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = result.as_ref().err().map(|error| chain(error.as_ref()));
+        *last = result.as_ref().err().map(|error| error_chain(error.as_ref()));
         result
     }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let words = source.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

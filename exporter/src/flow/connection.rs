@@ -73,11 +73,9 @@ pub(super) struct Embryo {
     pub(super) cgroup_id: u64,
     pub(super) local: Endpoint,
     pub(super) remote: Endpoint,
-    pub(super) isn_client: u32,
     pub(super) syn_ns: u64,
     pub(super) syn_ack_ns: Option<u64>,
     pub(super) syn_ack_count: u32,
-    pub(super) isn_server: Option<u32>,
 }
 
 impl Connection {
@@ -88,8 +86,8 @@ impl Connection {
             listener: None,
             cgroup_id: event.cgroup_id,
             direction: Direction::Unknown,
-            local: Endpoint { addr: event.local, port: event.local_port },
-            remote: Endpoint { addr: event.remote, port: event.remote_port },
+            local: Endpoint::local_of(event),
+            remote: Endpoint::remote_of(event),
             first_seen_ns: event.time_ns,
             syn_ns: None,
             syn_count: 0,
@@ -119,17 +117,13 @@ impl Connection {
         self.syn_count = 1;
         self.syn_ack_ns = embryo.syn_ack_ns;
         self.syn_ack_count = embryo.syn_ack_count;
-        self.isn_remote = Some(embryo.isn_client);
-        self.isn_local = embryo.isn_server;
         self.first_seen_ns = self.first_seen_ns.min(embryo.syn_ns);
     }
 
     /// Whether `event` opens another connection on the same socket (reconnect after a refusal, or
     /// after connect(AF_UNSPEC)): a SYN with a new ISN, or any SYN after CLOSE.
     pub(super) fn is_reopened_by(&self, event: &TcpEvent) -> bool {
-        event.kind == EventKind::SegmentOut as u8
-            && event.flags & (SYN | ACK) == SYN
-            && (self.closed.is_some() || self.isn_local != Some(event.seq))
+        event.is_syn_sent() && (self.closed.is_some() || self.isn_local != Some(event.seq))
     }
 
     /// How long the verdict still waits, for a connection that is over.

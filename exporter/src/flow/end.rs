@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use flowend_probe_types::Addr;
+use flowend_probe_types::{Addr, TcpEvent};
 
 /// Who opened the connection, seen from the own socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +100,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// The own socket of an event.
+    pub(super) const fn local_of(event: &TcpEvent) -> Self {
+        Self { addr: event.local, port: event.local_port }
+    }
+
+    /// The peer of an event.
+    pub(super) const fn remote_of(event: &TcpEvent) -> Self {
+        Self { addr: event.remote, port: event.remote_port }
+    }
+
     /// The address as a user knows it: a mapped address is IPv4.
     pub fn ip(&self) -> IpAddr {
         self.addr.into()

@@ -184,13 +184,11 @@ impl FlowTable {
         let embryo = Embryo {
             listener: event.cookie,
             cgroup_id: event.cgroup_id,
-            local: Endpoint { addr: event.local, port: event.local_port },
-            remote: Endpoint { addr: event.remote, port: event.remote_port },
-            isn_client: event.seq,
+            local: Endpoint::local_of(event),
+            remote: Endpoint::remote_of(event),
             syn_ns: event.time_ns,
             syn_ack_ns: None,
             syn_ack_count: 0,
-            isn_server: None,
         };
         if self.embryos.len() >= self.limit
             && !self.embryos.contains_key(&event.seq)
@@ -217,7 +215,6 @@ impl FlowTable {
         if let Some(embryo) = same_isn.iter_mut().find(|e| e.listener == event.cookie) {
             embryo.syn_ack_ns = Some(event.time_ns);
             embryo.syn_ack_count += 1;
-            embryo.isn_server = Some(event.seq);
         }
     }
 
@@ -226,12 +223,8 @@ impl FlowTable {
     /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
     fn take_embryo(&mut self, event: &TcpEvent) -> Option<Embryo> {
         let isn = event.rcv_nxt.wrapping_sub(1);
-        let fits = |e: &Embryo| {
-            e.local.addr == event.local
-                && e.local.port == event.local_port
-                && e.remote.addr == event.remote
-                && e.remote.port == event.remote_port
-        };
+        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
+        let fits = |e: &Embryo| e.local == local && e.remote == remote;
         let same_isn = self.embryos.get_mut(&isn)?;
         let at = same_isn.iter().position(fits)?;
         let embryo = same_isn.remove(at);
@@ -243,11 +236,11 @@ impl FlowTable {
 
     fn make_room(&mut self, out: &mut impl FnMut(ConnectionEnd)) {
         while self.connections.len() >= self.limit {
-            let Some((cookie, oldest)) = self.connections.pop_front() else { return };
+            let Some((&cookie, oldest)) = self.connections.front() else { return };
             if oldest.settling().is_some() {
-                self.concluded.insert(cookie, ());
-                out(oldest.conclude());
+                self.conclude(cookie, out);
             } else {
+                self.connections.pop_front();
                 self.stats.evicted += 1;
             }
         }
@@ -280,8 +273,7 @@ const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
 /// Whether an event begins a connection on a socket that had one before: its SYN, or, with that lost,
 /// its establishment.
 const fn begins(kind: EventKind, event: &TcpEvent) -> bool {
-    matches!(kind, EventKind::ActiveEstablished)
-        || matches!(kind, EventKind::SegmentOut) && event.flags & (SYN | ACK) == SYN
+    matches!(kind, EventKind::ActiveEstablished) || event.is_syn_sent()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use crate::errors::error_chain;
+
 const CAPABILITIES: &str =
     "run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
 
@@ -42,10 +44,10 @@ impl LoadError {
                 Self::from_io(format!("BPF map {name}"), io_error, "")
             }
             EbpfError::MapError(_) => find_io(&error).map_or_else(
-                || Self::Object(chain(&error)),
+                || Self::Object(error_chain(&error)),
                 |io| Self::from_io("BPF map".into(), io, ""),
             ),
-            _ => Self::Object(chain(&error)),
+            _ => Self::Object(error_chain(&error)),
         }
     }
 
@@ -60,7 +62,7 @@ impl LoadError {
             }
             other => match find_io(other) {
                 Some(io) => Self::from_io(what, io, ""),
-                None => Self::Object(chain(other)),
+                None => Self::Object(error_chain(other)),
             },
         }
     }
@@ -150,7 +152,7 @@ impl AttachError {
             {
                 Self::Gone { cgroup }
             }
-            _ => Self::Other { cgroup, program, cause: chain(error) },
+            _ => Self::Other { cgroup, program, cause: error_chain(error) },
         }
     }
 }
@@ -165,15 +167,4 @@ fn find_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::E
         next = error.source();
     }
     None
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
