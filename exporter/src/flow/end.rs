@@ -61,8 +61,14 @@ pub enum Reason {
     Timeout,
     /// The local socket was destroyed in another way: `ss -K`, close() before an answer.
     Aborted,
+    /// An ICMP error ended the attempt to connect.
+    Unreachable,
+    /// The own side answered a SYN, and the handshake was never completed.
+    HandshakeFailed,
     /// The socket is gone, and what closed it was not seen.
     Vanished,
+    /// It had not ended: the capture is over.
+    Open,
 }
 
 impl Reason {
@@ -75,7 +81,10 @@ impl Reason {
             Self::ConnectTimeout => "connect_timeout",
             Self::Timeout => "timeout",
             Self::Aborted => "aborted",
+            Self::Unreachable => "unreachable",
+            Self::HandshakeFailed => "handshake_failed",
             Self::Vanished => "vanished",
+            Self::Open => "open",
         }
     }
 
@@ -84,8 +93,9 @@ impl Reason {
         match self {
             Self::Reset => Some("connection_reset"),
             Self::Refused => Some("connection_refused"),
-            Self::ConnectTimeout | Self::Timeout => Some("timeout"),
-            Self::Fin | Self::Aborted | Self::Vanished => None,
+            Self::ConnectTimeout | Self::Timeout | Self::HandshakeFailed => Some("timeout"),
+            Self::Unreachable => Some("unreachable"),
+            Self::Fin | Self::Aborted | Self::Vanished | Self::Open => None,
         }
     }
 }
