@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use flowend_probe_types::{LOST_SLOTS, RingItem};
+use flowend_probe_types::{LOST_SLOTS, RingItem, SKIPPED_SLOTS};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior};
 
-use crate::probe::{Lost, Pollable, register};
+use crate::probe::{Lost, Pollable, Skipped, register};
 
 /// Events taken from the ring in one go, so that a flood cannot keep others from their turn.
 const MAX_DRAIN: usize = 65_536;
@@ -17,6 +17,7 @@ pub struct RingSource {
     ring: AsyncFd<Pollable<RingBuf<MapData>>>,
     timer: Interval,
     lost: Lost,
+    skipped: Skipped,
     malformed: u64,
 }
 
@@ -25,10 +26,15 @@ impl RingSource {
     ///
     /// # Errors
     /// When the ring cannot be polled.
-    pub fn new(ring: RingBuf<MapData>, lost: Lost, interval: Duration) -> std::io::Result<Self> {
+    pub fn new(
+        ring: RingBuf<MapData>,
+        lost: Lost,
+        skipped: Skipped,
+        interval: Duration,
+    ) -> std::io::Result<Self> {
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { ring: register(ring)?, timer, lost, malformed: 0 })
+        Ok(Self { ring: register(ring)?, timer, lost, skipped, malformed: 0 })
     }
 
     /// Waits for the timer or for the kernel's wake-up. Cancel safe.
@@ -59,6 +65,11 @@ impl RingSource {
     /// Events that found the ring full, by [`LOST_SLOTS`].
     pub fn lost(&self) -> [u64; LOST_SLOTS.len()] {
         self.lost.read()
+    }
+
+    /// Packets with SYN, FIN or RST that the probe could not read, by [`SKIPPED_SLOTS`].
+    pub fn skipped(&self) -> [u64; SKIPPED_SLOTS.len()] {
+        self.skipped.read()
     }
 
     /// Records of the ring that were no events: 0 unless probe and host disagree.

@@ -95,6 +95,8 @@ pub enum EventKind {
     Closed = 5,
     /// The kernel gave up retransmitting (`BPF_SOCK_OPS_RTO_CB` with expired = 1); CLOSE follows.
     GaveUp = 6,
+    /// The kernel reported an error to a socket (tracepoint `sock:inet_sk_error_report`).
+    Error = 7,
     /// A process called connect() (cgroup `connect4`, `connect6`).
     Connect = 16,
     /// A process called bind() (cgroup `post_bind4`, `post_bind6`).
@@ -116,12 +118,14 @@ impl EventKind {
             Self::GaveUp => 3,
             Self::Connect | Self::Bind => 4,
             Self::DnsQuery | Self::DnsAnswer => 5,
+            Self::Error => 6,
         }
     }
 }
 
 /// The kinds that the probe's `LOST` array counts apart, by slot.
-pub const LOST_SLOTS: [&str; 6] = ["segment", "established", "closed", "gave_up", "process", "dns"];
+pub const LOST_SLOTS: [&str; 7] =
+    ["segment", "established", "closed", "gave_up", "process", "dns", "error"];
 
 /// Socket states, numbered as the kernel does (`include/net/tcp_states.h`, also `BPF_TCP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +194,8 @@ pub struct TcpEvent {
     pub cookie: u64,
     /// cgroup v2 id (inode number of its folder) of the socket; 0 where the hook cannot tell.
     pub cgroup_id: u64,
+    /// Cookie of the network namespace (`SO_NETNS_COOKIE`); 0 where the hook cannot tell.
+    pub netns: u64,
     /// Payload and SYN/FIN sequence numbers acknowledged by the peer.
     pub bytes_acked: u64,
     /// Payload and FIN sequence numbers received in order.
@@ -224,9 +230,64 @@ pub struct TcpEvent {
     pub data_segs_in: u32,
     /// Segments retransmitted.
     pub total_retrans: u32,
-    /// Always 0; keeps the size a multiple of 8, as the ring buffer does.
-    pub padding: u32,
+    /// For `Closed`: how long the peer must be silent until keepalive gives up, ms
+    /// (tcp_keepidle + tcp_keepintvl * tcp_keepcnt); 0 where it is off or the kernel does not tell.
+    pub keepalive_ms: u32,
 }
+
+/// An error that the kernel reported to a TCP socket. It names no cookie: addresses, ports and the time
+/// tell the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorEvent {
+    /// [`EventKind::Error`].
+    pub kind: u8,
+    /// Always 0.
+    pub reserved: u8,
+    /// errno.
+    pub error: u16,
+    /// Port of the own socket.
+    pub local_port: u16,
+    /// Port of the peer.
+    pub remote_port: u16,
+    /// `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// Address of the own socket.
+    pub local: Addr,
+    /// Address of the peer.
+    pub remote: Addr,
+}
+
+/// Where the fields of the tracepoint `sock:inet_sk_error_report` lie, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorFields {
+    /// `error`, 4 bytes: errno.
+    pub error: usize,
+    /// `sport`, 2 bytes, host order.
+    pub local_port: usize,
+    /// `dport`, 2 bytes, host order.
+    pub remote_port: usize,
+    /// `protocol`, 2 bytes.
+    pub protocol: usize,
+    /// `saddr_v6`, 16 bytes; IPv4 mapped.
+    pub local: usize,
+    /// `daddr_v6`, 16 bytes; IPv4 mapped.
+    pub remote: usize,
+}
+
+/// As in `include/trace/events/sock.h` since Linux 5.15.
+pub const ERROR_FIELDS: ErrorFields =
+    ErrorFields { error: 8, local_port: 12, remote_port: 14, protocol: 18, local: 28, remote: 44 };
+
+/// The same as the tracepoint's `format` file says it: field, offset, size. The loader compares.
+pub const ERROR_FORMAT: [(&str, usize, usize); 6] = [
+    ("error", ERROR_FIELDS.error, 4),
+    ("sport", ERROR_FIELDS.local_port, 2),
+    ("dport", ERROR_FIELDS.remote_port, 2),
+    ("protocol", ERROR_FIELDS.protocol, 2),
+    ("saddr_v6", ERROR_FIELDS.local, 16),
+    ("daddr_v6", ERROR_FIELDS.remote, 16),
+];
 
 /// Which process called connect() or bind() on a TCP socket.
 #[repr(C)]
@@ -312,6 +373,8 @@ impl<'a> RingItem<'a> {
 pub enum Event {
     /// A fact about a TCP socket.
     Tcp(EventKind, TcpEvent),
+    /// An error reported to a TCP socket.
+    Error(ErrorEvent),
     /// A process and its socket.
     Process(EventKind, ProcessEvent),
 }
@@ -344,6 +407,7 @@ impl Event {
             Some(4) => EventKind::PassiveEstablished,
             Some(5) => EventKind::Closed,
             Some(6) => EventKind::GaveUp,
+            Some(7) => return read::<ErrorEvent>(bytes).map(Self::Error),
             Some(16) => EventKind::Connect,
             Some(17) => EventKind::Bind,
             other => return Err(DecodeError::Kind(other)),
@@ -365,11 +429,14 @@ unsafe trait PlainData: Copy {}
 // SAFETY: integers only; the assertions below exclude padding.
 unsafe impl PlainData for TcpEvent {}
 // SAFETY: integers only; the assertions below exclude padding.
+unsafe impl PlainData for ErrorEvent {}
+// SAFETY: integers only; the assertions below exclude padding.
 unsafe impl PlainData for ProcessEvent {}
 // SAFETY: integers only; the assertions below exclude padding.
 unsafe impl PlainData for DnsEvent {}
 
-const _: () = assert!(size_of::<TcpEvent>() == 8 + 5 * 8 + 2 * 16 + 14 * 4);
+const _: () = assert!(size_of::<TcpEvent>() == 8 + 6 * 8 + 2 * 16 + 14 * 4);
+const _: () = assert!(size_of::<ErrorEvent>() == 8 + 8 + 2 * 16);
 const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8);
 const _: () = assert!(size_of::<DnsEvent>() == 8 + 3 * 8 + 2 * 16);
 
@@ -432,7 +499,6 @@ mod tests {
             state: TcpState::LastAck as u8,
             local_port: 80,
             cookie: u64::MAX,
-            padding: 0,
             ..TcpEvent::default()
         };
         assert_eq!(Event::decode(event.as_bytes()), Ok(Event::Tcp(EventKind::Closed, event)));

@@ -11,7 +11,9 @@ mod event;
 mod packet;
 
 pub use event::{
-    Addr, DNS_ROOM, DecodeError, DnsEvent, Event, EventKind, LOST_SLOTS, ProcessEvent, RingItem,
-    TcpEvent, TcpState,
+    Addr, DNS_ROOM, DecodeError, DnsEvent, ERROR_FIELDS, ERROR_FORMAT, ErrorEvent, ErrorFields,
+    Event, EventKind, LOST_SLOTS, ProcessEvent, RingItem, TcpEvent, TcpState,
 };
-pub use packet::{ACK, FIN, PSH, PacketBytes, RST, SYN, Segment, Skip, TERMINATING, parse};
+pub use packet::{
+    ACK, FIN, PSH, PacketBytes, RST, SKIPPED_SLOTS, SYN, Segment, Skip, TERMINATING, parse,
+};

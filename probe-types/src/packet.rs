@@ -67,7 +67,7 @@ pub struct Segment {
 }
 
 /// Why a packet yields no segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Skip {
     /// Neither IPv4 nor IPv6, or another transport than TCP.
     NotTcp,
@@ -77,6 +77,22 @@ pub enum Skip {
     Truncated,
     /// IPv4 header length below 20, TCP data offset below 20 or past the end.
     BadHeader,
+}
+
+/// What the probe's `SKIPPED` array counts, by slot.
+pub const SKIPPED_SLOTS: [&str; 3] = ["fragment", "truncated", "bad_header"];
+
+impl Skip {
+    /// The slot of this cause in the probe's per-CPU `SKIPPED` array; another transport is no defect.
+    #[inline(always)]
+    pub const fn slot(self) -> Option<u32> {
+        match self {
+            Self::NotTcp => None,
+            Self::Fragment => Some(0),
+            Self::Truncated => Some(1),
+            Self::BadHeader => Some(2),
+        }
+    }
 }
 
 /// Parses the headers of one packet.

@@ -167,7 +167,7 @@ pub struct Counters {
     pub retransmits: Option<u32>,
 }
 
-/// One connection of one socket that has ended. Times are `CLOCK_BOOTTIME` ns.
+/// One connection of one socket that has ended, or as it stands ([`Reason::Open`]). Times are `CLOCK_BOOTTIME` ns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionEnd {
     /// Cookie of the own socket.
@@ -186,8 +186,11 @@ pub struct ConnectionEnd {
     pub start_ns: u64,
     /// False for a connection whose SYN was not seen.
     pub start_known: bool,
-    /// CLOSE of the own socket, or its last closing segment where CLOSE cannot be seen.
+    /// CLOSE of the own socket, or its last closing segment where CLOSE cannot be seen; for a connection
+    /// that is still open, the moment of which this tells.
     pub end_ns: u64,
+    /// False where neither was seen: `end_ns` is then when the socket was found to be gone.
+    pub end_known: bool,
     /// Sender of the first FIN or RST.
     pub by: Option<Side>,
     /// How it finally ended.
@@ -243,8 +246,8 @@ impl ConnectionEnd {
         }
     }
 
-    /// End minus SYN, ns; absent when the SYN was not seen.
+    /// End minus SYN, ns; absent when either was not seen.
     pub fn duration_ns(&self) -> Option<u64> {
-        self.start_known.then(|| self.end_ns.saturating_sub(self.start_ns))
+        (self.start_known && self.end_known).then(|| self.end_ns.saturating_sub(self.start_ns))
     }
 }

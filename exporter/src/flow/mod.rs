@@ -4,74 +4,140 @@
 //! cookie; a cookie is not a connection, since one socket may connect again.
 //!
 //! A connection is over when its socket goes to CLOSE. The verdict waits [`SETTLE_NS`] longer: an
-//! application's RST leaves after CLOSE, and events of two CPUs may swap places in the ring.
+//! application's RST leaves after CLOSE. Where CLOSE is never heard of (a connection older than the
+//! probe, an event lost), a [`Census`] of the kernel's sockets ends it.
 
+mod census;
 mod connection;
+mod embryo;
 mod end;
+mod errors;
+mod reorder;
+mod verdict;
 mod zeek;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 
-use flowend_probe_types::{ACK, Event, EventKind, RST, SYN, TcpEvent, TcpState};
+use flowend_probe_types::{Event, EventKind, SYN, TcpEvent, TcpState};
 use hashlink::{LinkedHashMap, LruCache};
-use smallvec::SmallVec;
 
-use connection::{Connection, Embryo};
+pub use census::{Census, OpenSocket, Running};
+use connection::Connection;
+pub use embryo::EMBRYO_NS;
+use embryo::Embryos;
 pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
+use errors::Errors;
+pub use reorder::REORDER_NS;
+use reorder::Reorder;
+use verdict::Context;
 
-/// How long a closed connection waits for events that the ring may hold out of order, ns.
+/// How long a closed connection waits for what follows its CLOSE, ns.
 pub const SETTLE_NS: u64 = 10_000_000;
 
 /// How long a closed connection waits when nothing explains its end yet, ns: an application's RST is
 /// sent after CLOSE, and its process may lose the CPU or wait for memory in between.
 pub const UNEXPLAINED_NS: u64 = 1_000_000_000;
 
-/// How long a SYN is remembered for the accepted socket, ns: longer than the kernel answers it
-/// (tcp_synack_retries = 5: 63 s).
-pub const EMBRYO_NS: u64 = 130_000_000_000;
+/// Looks at the kernel's sockets that must miss a socket, one after the other: a single one may miss an
+/// open socket where others leave its hash bucket at that moment (net/ipv4/inet_diag.c).
+const LOOKS: u8 = 2;
 
-/// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
-const SAME_ISN: usize = 4;
+/// How soon another look is wanted where only a look can tell, ns.
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 
 /// Connections remembered after their end, so that a late event does not make a second one.
 const CONCLUDED: usize = 65_536;
+
+/// What the state machine says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FlowEvent {
+    /// A connection was established.
+    Begin(ConnectionEnd),
+    /// A connection is still open.
+    Progress(ConnectionEnd),
+    /// A connection ended.
+    End(ConnectionEnd),
+}
+
+/// What the table does and how much it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowSettings {
+    /// Connections followed at most, and embryonic ones with as many different ISNs.
+    pub max: usize,
+    /// Say when a connection is established.
+    pub begins: bool,
+    /// Say how a connection that has been open for this long stands, and again after as long, ns.
+    pub progress_ns: Option<u64>,
+    /// Failed handshakes reported in one second; the others are counted.
+    pub handshakes_failed_per_second: u32,
+    /// Whether the kernel's error reports are read (tracepoint).
+    pub errors_reported: bool,
+}
+
+impl Default for FlowSettings {
+    fn default() -> Self {
+        Self {
+            max: 262_144,
+            begins: false,
+            progress_ns: None,
+            handshakes_failed_per_second: 100,
+            errors_reported: false,
+        }
+    }
+}
 
 /// What the table counts beside the ends that it yields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStats {
     /// Connections forgotten because the table was full; their ends come with an unknown start.
     pub evicted: u64,
+    /// Connections older than the probe, or whose beginning was lost, found among the kernel's sockets.
+    pub found: u64,
+    /// Connections that ended because their socket was found to be gone.
+    pub gone: u64,
     /// SYNs forgotten because the table of embryonic connections was full.
     pub embryos_evicted: u64,
-    /// SYNs that no accepted socket followed within [`EMBRYO_NS`].
+    /// SYNs that no accepted socket followed, and that nothing else can be said of.
     pub embryos_unfinished: u64,
+    /// Failed handshakes past the budget of their second.
+    pub handshakes_unreported: u64,
 }
 
 /// All connections that are open or about to be reported.
 #[derive(Debug)]
 pub struct FlowTable {
+    settings: FlowSettings,
+    reorder: Reorder,
     connections: LinkedHashMap<u64, Connection>,
-    /// By the client's ISN, which address translation does not rewrite.
-    embryos: LinkedHashMap<u32, SmallVec<[Embryo; 1]>>,
+    embryos: Embryos,
+    errors: Errors,
     /// Over: the time at which the verdict is due, cookie, generation.
     closing: BinaryHeap<Reverse<(u64, u64, u64)>>,
     /// Cookies of connections that were reported: only a SYN opens another one.
     concluded: LruCache<u64, ()>,
-    limit: usize,
+    /// Until when events were lost.
+    lost_ns: u64,
+    /// When a look at the kernel's sockets would tell something.
+    look_at_ns: Option<u64>,
     generation: u64,
     stats: FlowStats,
 }
 
 impl FlowTable {
-    /// A table of at most `limit` connections, and of embryonic ones with as many different ISNs.
-    pub fn new(limit: usize) -> Self {
+    /// An empty table.
+    pub fn new(settings: FlowSettings) -> Self {
+        let settings = FlowSettings { max: settings.max.max(1), ..settings };
         Self {
+            settings,
+            reorder: Reorder::default(),
             connections: LinkedHashMap::new(),
-            embryos: LinkedHashMap::new(),
+            embryos: Embryos::new(settings.max, settings.handshakes_failed_per_second),
+            errors: Errors::new(),
             closing: BinaryHeap::new(),
             concluded: LruCache::new(CONCLUDED),
-            limit: limit.max(1),
+            lost_ns: 0,
+            look_at_ns: None,
             generation: 0,
             stats: FlowStats::default(),
         }
@@ -92,48 +158,163 @@ impl FlowTable {
         self.stats
     }
 
-    /// Takes in one event; `out` gets each connection that it ends.
-    pub fn apply(&mut self, event: &Event, out: &mut impl FnMut(ConnectionEnd)) {
-        let Event::Tcp(kind, tcp) = event else { return };
-        self.tick(tcp.time_ns, out);
-        if connection::is_of_listener(event) {
-            self.apply_to_listener(*kind, tcp);
-        } else {
-            self.apply_to_connection(*kind, tcp, out);
+    /// Takes in one event. Events may come up to [`REORDER_NS`] late.
+    pub fn apply(&mut self, event: &Event, out: &mut impl FnMut(FlowEvent)) {
+        let time_ns = match event {
+            Event::Tcp(_, tcp) => tcp.time_ns,
+            Event::Error(error) => error.time_ns,
+            Event::Process(..) => return,
+        };
+        self.reorder.push(time_ns, *event);
+        while let Some(event) = self.reorder.pop(0) {
+            self.step(&event, out);
         }
     }
 
-    /// Reports what is due at `now_ns` (`CLOCK_BOOTTIME`).
-    pub fn tick(&mut self, now_ns: u64, out: &mut impl FnMut(ConnectionEnd)) {
+    /// Goes on to `now_ns` (`CLOCK_BOOTTIME`): everything that happened by then must have been applied.
+    pub fn tick(&mut self, now_ns: u64, out: &mut impl FnMut(FlowEvent)) {
+        while let Some(event) = self.reorder.pop(now_ns) {
+            self.step(&event, out);
+        }
+        self.settle(now_ns.saturating_sub(REORDER_NS), out);
+    }
+
+    /// Reports every connection that is over, without waiting; for the end of the program.
+    pub fn finish(&mut self, out: &mut impl FnMut(FlowEvent)) {
+        while let Some(event) = self.reorder.pop(u64::MAX) {
+            self.step(&event, out);
+        }
+        while let Some(Reverse((_, cookie, generation))) = self.closing.pop() {
+            self.conclude_if(cookie, generation, out);
+        }
+    }
+
+    /// Says that events were lost, at the latest at `at_ns`. What is not seen proves nothing then.
+    pub fn note_loss(&mut self, at_ns: u64) {
+        self.lost_ns = self.lost_ns.max(at_ns);
+        // What was lost may have been an end, or a beginning.
+        self.want_look(at_ns);
+    }
+
+    /// Whether a look at the kernel's sockets is wanted at `now_ns`, before the periodic one.
+    pub fn wants_look(&self, now_ns: u64) -> bool {
+        self.look_at_ns.is_some_and(|at| at <= now_ns)
+    }
+
+    /// Takes in a look at the kernel's sockets. Every event up to its end must have been applied.
+    pub fn look(&mut self, census: &Census, out: &mut impl FnMut(FlowEvent)) {
+        self.look_at_ns = None;
+        let mut open = HashSet::with_capacity(census.sockets.len());
+        for socket in &census.sockets {
+            if socket.state == TcpState::TimeWait {
+                if let Some(connection) = self.connections.get_mut(&socket.cookie) {
+                    connection.looked.time_wait = true;
+                }
+                continue;
+            }
+            open.insert(socket.cookie);
+            self.look_at(socket, census, out);
+        }
+        self.miss(&open, census);
+    }
+
+    /// A socket that is there.
+    fn look_at(&mut self, socket: &OpenSocket, census: &Census, out: &mut impl FnMut(FlowEvent)) {
+        if !self.connections.contains_key(&socket.cookie) {
+            let is_new = socket.watched
+                && socket.is_settled()
+                && !self.concluded.contains_key(&socket.cookie)
+                // Nobody is forgotten for one who may have been forgotten before.
+                && self.connections.len() < self.settings.max;
+            if !is_new {
+                return;
+            }
+            self.generation += 1;
+            self.stats.found += 1;
+            let found = Connection::found(socket, census.begun_ns, self.generation);
+            self.connections.insert(socket.cookie, found);
+        }
+        let Some(connection) = self.connections.get_mut(&socket.cookie) else { return };
+        connection.look(socket);
+        let Some(interval_ns) = self.settings.progress_ns else { return };
+        let since_ns = connection.looked.progress_ns.max(connection.snapshot_start_ns());
+        if connection.closed.is_none() && census.done_ns.saturating_sub(since_ns) >= interval_ns {
+            connection.looked.progress_ns = census.done_ns;
+            out(FlowEvent::Progress(connection.snapshot(census.done_ns, socket.running.as_ref())));
+        }
+    }
+
+    /// The connections whose sockets are not there.
+    fn miss(&mut self, open: &HashSet<u64>, census: &Census) {
+        let mut again = false;
+        for (cookie, connection) in &mut self.connections {
+            let looked_everywhere = if connection.netns == 0 {
+                census.complete
+            } else {
+                census.namespaces.contains(&connection.netns)
+            };
+            if open.contains(cookie)
+                || !looked_everywhere
+                || connection.last_ns() >= census.begun_ns
+                || connection.settling().is_some()
+            {
+                continue;
+            }
+            if connection.looked.missed == 0 {
+                connection.looked.missed_ns = census.done_ns;
+            }
+            connection.looked.missed += 1;
+            if connection.looked.missed < LOOKS {
+                again = true;
+                continue;
+            }
+            connection.looked.gone = true;
+            self.stats.gone += 1;
+            self.closing.push(Reverse((census.done_ns, *cookie, connection.generation)));
+        }
+        if again {
+            self.want_look(census.done_ns + LOOK_AGAIN_NS);
+        }
+    }
+
+    fn want_look(&mut self, at_ns: u64) {
+        self.look_at_ns = Some(self.look_at_ns.map_or(at_ns, |before| before.min(at_ns)));
+    }
+
+    /// One event, in the order of time.
+    fn step(&mut self, event: &Event, out: &mut impl FnMut(FlowEvent)) {
+        match event {
+            Event::Tcp(kind, tcp) => {
+                self.settle(tcp.time_ns, out);
+                if connection::is_of_listener(event) {
+                    self.embryos.apply(*kind, tcp, &mut self.stats);
+                } else {
+                    self.step_connection(*kind, tcp, out);
+                }
+            }
+            Event::Error(error) => self.errors.observe(error),
+            Event::Process(..) => {}
+        }
+    }
+
+    /// Reports what is due.
+    fn settle(&mut self, now_ns: u64, out: &mut impl FnMut(FlowEvent)) {
         while let Some(Reverse((due, cookie, generation))) = self.closing.peek().copied() {
             if due > now_ns {
                 break;
             }
             self.closing.pop();
-            if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
-                self.conclude(cookie, out);
-            }
+            self.conclude_if(cookie, generation, out);
         }
-        while let Some((_, embryos)) = self.embryos.front() {
-            if embryos.first().is_some_and(|e| e.syn_ns.saturating_add(EMBRYO_NS) > now_ns) {
-                break;
-            }
-            let count = embryos.len() as u64;
-            self.embryos.pop_front();
-            self.stats.embryos_unfinished += count;
-        }
+        self.embryos
+            .expire(now_ns, self.lost_ns, &mut self.stats, &mut |end| out(FlowEvent::End(end)));
     }
 
-    /// Reports every connection that is over, without waiting; for the end of the program.
-    pub fn finish(&mut self, out: &mut impl FnMut(ConnectionEnd)) {
-        self.tick(u64::MAX, out);
-    }
-
-    fn apply_to_connection(
+    fn step_connection(
         &mut self,
         kind: EventKind,
         event: &TcpEvent,
-        out: &mut impl FnMut(ConnectionEnd),
+        out: &mut impl FnMut(FlowEvent),
     ) {
         if self.connections.get(&event.cookie).is_some_and(|c| c.is_reopened_by(event)) {
             self.conclude(event.cookie, out);
@@ -151,14 +332,18 @@ impl FlowTable {
             self.connections.insert(event.cookie, Connection::new(event, self.generation));
         }
         if kind == EventKind::PassiveEstablished
-            && let Some(embryo) = self.take_embryo(event)
+            && let Some(embryo) = self.embryos.take(event)
             && let Some(connection) = self.connections.get_mut(&event.cookie)
         {
             connection.adopt(embryo);
         }
         let Some(connection) = self.connections.get_mut(&event.cookie) else { return };
         let before = connection.settling();
+        let was_established = connection.established.is_some();
         connection.apply(kind, event);
+        if self.settings.begins && !was_established && connection.established.is_some() {
+            out(FlowEvent::Begin(connection.snapshot(event.time_ns, None)));
+        }
         let settling = connection.settling();
         if let Some(wait) = settling
             && settling != before
@@ -166,76 +351,13 @@ impl FlowTable {
             let due = event.time_ns.saturating_add(wait);
             self.closing.push(Reverse((due, event.cookie, connection.generation)));
         }
-    }
-
-    /// SYN, SYN-ACK and RST of an embryonic connection carry the listener's cookie.
-    fn apply_to_listener(&mut self, kind: EventKind, event: &TcpEvent) {
-        if event.flags & RST != 0 {
-            return;
-        }
-        match (kind, event.flags & (SYN | ACK)) {
-            (EventKind::SegmentIn, SYN) => self.syn_received(event),
-            (EventKind::SegmentOut, flags) if flags == SYN | ACK => self.syn_ack_sent(event),
-            _ => {}
+        if connection.needs_look() {
+            self.want_look(event.time_ns + LOOK_AGAIN_NS);
         }
     }
 
-    fn syn_received(&mut self, event: &TcpEvent) {
-        let embryo = Embryo {
-            listener: event.cookie,
-            cgroup_id: event.cgroup_id,
-            local: Endpoint::local_of(event),
-            remote: Endpoint::remote_of(event),
-            syn_ns: event.time_ns,
-            syn_ack_ns: None,
-            syn_ack_count: 0,
-        };
-        if self.embryos.len() >= self.limit
-            && !self.embryos.contains_key(&event.seq)
-            && let Some((_, evicted)) = self.embryos.pop_front()
-        {
-            self.stats.embryos_evicted += evicted.len() as u64;
-        }
-        let same_isn = self.embryos.entry(event.seq).or_insert_with(SmallVec::new);
-        // A retransmitted SYN changes nothing: the connection began with the first one.
-        if !same_isn.iter().any(|e| e.local == embryo.local && e.remote == embryo.remote) {
-            if same_isn.len() == SAME_ISN {
-                same_isn.remove(0);
-                self.stats.embryos_evicted += 1;
-            }
-            same_isn.push(embryo);
-            // The oldest ISN in front: expiry looks no further than the first that is young.
-            self.embryos.to_back(&event.seq);
-        }
-    }
-
-    /// At egress a translated packet may show other addresses: ISN and listener are what matches.
-    fn syn_ack_sent(&mut self, event: &TcpEvent) {
-        let Some(same_isn) = self.embryos.get_mut(&event.ack.wrapping_sub(1)) else { return };
-        if let Some(embryo) = same_isn.iter_mut().find(|e| e.listener == event.cookie) {
-            embryo.syn_ack_ns = Some(event.time_ns);
-            embryo.syn_ack_count += 1;
-        }
-    }
-
-    /// The SYN of an accepted socket: same addresses and ports, and the ISN just before what the
-    /// socket expects next. With Fast Open too: data of the SYN is counted after the callback
-    /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
-    fn take_embryo(&mut self, event: &TcpEvent) -> Option<Embryo> {
-        let isn = event.rcv_nxt.wrapping_sub(1);
-        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
-        let fits = |e: &Embryo| e.local == local && e.remote == remote;
-        let same_isn = self.embryos.get_mut(&isn)?;
-        let at = same_isn.iter().position(fits)?;
-        let embryo = same_isn.remove(at);
-        if same_isn.is_empty() {
-            self.embryos.remove(&isn);
-        }
-        Some(embryo)
-    }
-
-    fn make_room(&mut self, out: &mut impl FnMut(ConnectionEnd)) {
-        while self.connections.len() >= self.limit {
+    fn make_room(&mut self, out: &mut impl FnMut(FlowEvent)) {
+        while self.connections.len() >= self.settings.max {
             let Some((&cookie, oldest)) = self.connections.front() else { return };
             if oldest.settling().is_some() {
                 self.conclude(cookie, out);
@@ -246,11 +368,23 @@ impl FlowTable {
         }
     }
 
-    fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(ConnectionEnd)) {
-        if let Some(connection) = self.connections.remove(&cookie) {
-            self.concluded.insert(cookie, ());
-            out(connection.conclude());
+    fn conclude_if(&mut self, cookie: u64, generation: u64, out: &mut impl FnMut(FlowEvent)) {
+        if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
+            self.conclude(cookie, out);
         }
+    }
+
+    fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
+        let Some(connection) = self.connections.remove(&cookie) else { return };
+        self.concluded.insert(cookie, ());
+        let closed_ns = connection.closed.map(|closed| closed.time_ns);
+        let context = Context {
+            lossy: connection.first_seen_ns <= self.lost_ns,
+            error: closed_ns
+                .and_then(|at| self.errors.of(connection.local, connection.remote, at)),
+            errors_reported: self.settings.errors_reported,
+        };
+        out(FlowEvent::End(verdict::conclude(&connection, &context)));
     }
 }
 
@@ -266,7 +400,11 @@ const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
         | EventKind::ActiveEstablished
         | EventKind::PassiveEstablished
         | EventKind::GaveUp => true,
-        EventKind::Connect | EventKind::Bind | EventKind::DnsQuery | EventKind::DnsAnswer => false,
+        EventKind::Error
+        | EventKind::Connect
+        | EventKind::Bind
+        | EventKind::DnsQuery
+        | EventKind::DnsAnswer => false,
     }
 }
 

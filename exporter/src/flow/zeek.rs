@@ -1,7 +1,7 @@
 //! Zeek's `conn_state` and `history` (documentation of conn.log), from what one socket saw.
 
-use super::connection::Facts;
 use super::end::{Direction, Reason, Side};
+use super::verdict::Facts;
 
 /// Zeek's summary of a connection. Originator is the client, responder the server.
 pub(super) fn conn_state(facts: &Facts) -> &'static str {
@@ -16,13 +16,13 @@ pub(super) fn conn_state(facts: &Facts) -> &'static str {
     match facts.reason {
         Reason::Refused => "REJ",
         Reason::Fin => "SF",
-        _ if !facts.established => match facts.reset_by {
-            Some(side) if side == client => "RSTOS0",
-            _ => "S0",
-        },
+        // A SYN-ACK counts as establishment, whether the last ACK came or not.
         _ => match facts.reset_by {
-            Some(side) if side == client => "RSTO",
-            Some(_) => "RSTR",
+            Some(side) if side == client && facts.syn_ack_seen => "RSTO",
+            Some(side) if side == client => "RSTOS0",
+            Some(_) if facts.syn_ack_seen => "RSTR",
+            Some(_) => "REJ",
+            None if !facts.syn_ack_seen => "S0",
             None => match (facts.fin_of(client), facts.fin_of(other(client))) {
                 (None, None) => "S1",
                 (Some(_), None) => "S2",

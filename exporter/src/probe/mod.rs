@@ -6,15 +6,17 @@
 mod attach;
 mod error;
 mod poll;
+mod tracepoint;
 mod watch;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
-use flowend_probe_types::LOST_SLOTS;
+use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 
 pub use attach::{Attachment, PROGRAMS, Program, ProgramKind, detached_links};
 pub use error::{AttachError, LoadError};
 pub use poll::{Pollable, register};
+pub use tracepoint::NoErrors;
 pub use watch::TargetWatch;
 
 /// The committed object.
@@ -45,9 +47,15 @@ impl Probe {
     /// [`LoadError`], with what the process lacks.
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
         raise_limits();
+        // Without it connections of other network namespaces are reconciled more cautiously.
+        Self::load_with(options, true).or_else(|_| Self::load_with(options, false))
+    }
+
+    fn load_with(options: LoadOptions, netns_cookie: bool) -> Result<Self, LoadError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes)
             .override_global("DNS_ENABLED", &u8::from(options.dns), true)
+            .override_global("NETNS_COOKIE", &u8::from(netns_cookie), true)
             .load(OBJECT)
             .map_err(LoadError::from_object)?;
         for program in PROGRAMS {
@@ -58,20 +66,32 @@ impl Probe {
         Ok(Self { ebpf, process: options.process })
     }
 
+    /// Attaches the program that tells which error ended a connection, for as long as the probe lives.
+    ///
+    /// # Errors
+    /// [`NoErrors`], what is missing; everything else works without it.
+    pub fn attach_errors(&mut self) -> Result<(), NoErrors> {
+        tracepoint::attach(&mut self.ebpf)
+    }
+
     /// Loads one program alone, to learn whether this kernel takes it.
     ///
     /// # Errors
     /// As [`Probe::load`].
     pub fn try_program(name: &str) -> Result<(), LoadError> {
         raise_limits();
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("EVENTS", 4096)
-            .load(OBJECT)
-            .map_err(LoadError::from_object)?;
-        PROGRAMS
-            .iter()
-            .filter(|program| program.name == name)
-            .try_for_each(|program| attach::load(&mut ebpf, program))
+        let load = |netns_cookie: bool| {
+            let mut ebpf = EbpfLoader::new()
+                .map_max_entries("EVENTS", 4096)
+                .override_global("NETNS_COOKIE", &u8::from(netns_cookie), true)
+                .load(OBJECT)
+                .map_err(LoadError::from_object)?;
+            PROGRAMS
+                .iter()
+                .filter(|program| program.name == name)
+                .try_for_each(|program| attach::load(&mut ebpf, program))
+        };
+        load(true).or_else(|_| load(false))
     }
 
     /// The ring buffer; once.
@@ -82,6 +102,11 @@ impl Probe {
     /// The counters of events that found the ring full; once.
     pub fn take_lost(&mut self) -> Option<Lost> {
         PerCpuArray::try_from(self.ebpf.take_map("LOST")?).ok().map(Lost)
+    }
+
+    /// The counters of packets that could not be read; once.
+    pub fn take_skipped(&mut self) -> Option<Skipped> {
+        PerCpuArray::try_from(self.ebpf.take_map("SKIPPED")?).ok().map(Skipped)
     }
 
     /// The programs themselves, for `BPF_PROG_TEST_RUN`.
@@ -96,12 +121,26 @@ pub struct Lost(PerCpuArray<MapData, u64>);
 impl Lost {
     /// The count of each slot of [`LOST_SLOTS`] since the programs were loaded.
     pub fn read(&self) -> [u64; LOST_SLOTS.len()] {
-        let mut counts = [0; LOST_SLOTS.len()];
-        for (slot, count) in (0..).zip(&mut counts) {
-            *count = self.0.get(&slot, 0).map_or(0, |per_cpu| per_cpu.iter().sum());
-        }
-        counts
+        sums(&self.0)
     }
+}
+
+/// Packets with SYN, FIN or RST that could not be read.
+pub struct Skipped(PerCpuArray<MapData, u64>);
+
+impl Skipped {
+    /// The count of each slot of [`SKIPPED_SLOTS`] since the programs were loaded.
+    pub fn read(&self) -> [u64; SKIPPED_SLOTS.len()] {
+        sums(&self.0)
+    }
+}
+
+fn sums<const N: usize>(array: &PerCpuArray<MapData, u64>) -> [u64; N] {
+    let mut counts = [0; N];
+    for (slot, count) in (0..).zip(&mut counts) {
+        *count = array.get(&slot, 0).map_or(0, |per_cpu| per_cpu.iter().sum());
+    }
+    counts
 }
 
 /// Kernels before 5.11 count maps against RLIMIT_MEMLOCK; and each attachment is a descriptor.

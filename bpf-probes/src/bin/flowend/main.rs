@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 
 mod dns;
+mod error;
 mod process;
 mod ring;
 mod segment;

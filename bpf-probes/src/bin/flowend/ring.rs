@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::map,
     maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
-use flowend_probe_types::{EventKind, LOST_SLOTS};
+use flowend_probe_types::{EventKind, LOST_SLOTS, SKIPPED_SLOTS, Skip};
 
 /// Events to user space. The loader sets the size (`ring.bytes`).
 #[map]
@@ -14,6 +14,21 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Events that found the ring full, by [`EventKind::lost_slot`].
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_SLOTS.len() as u32, 0);
+
+/// Packets that looked like a SYN, FIN or RST and could not be read, by [`Skip::slot`].
+#[map]
+static SKIPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SKIPPED_SLOTS.len() as u32, 0);
+
+/// Counts a packet that could not be read.
+#[inline(always)]
+pub fn count_skipped(skip: Skip) {
+    if let Some(slot) = skip.slot()
+        && let Some(count) = SKIPPED.get_ptr_mut(slot)
+    {
+        // SAFETY: as in `reserve`.
+        unsafe { *count += 1 };
+    }
+}
 
 /// Room for one event in the ring, or `None`, counted as lost. It must be submitted.
 #[inline(always)]

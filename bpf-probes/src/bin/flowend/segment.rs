@@ -17,7 +17,7 @@ use flowend_probe_types::{
 };
 
 use crate::dns;
-use crate::ring::{reserve, submit};
+use crate::ring::{count_skipped, reserve, submit};
 
 const PASS: i32 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -28,7 +28,7 @@ const DNS_PORT: u8 = 53;
 const SOURCE_PORT: usize = 0;
 /// Offset in the UDP header.
 const DESTINATION_PORT: usize = 2;
-const SOCK_STREAM: u32 = 1;
+const SOCK_RAW: u32 = 3;
 const AF_INET6: u32 = 10;
 
 #[cgroup_skb(ingress)]
@@ -172,7 +172,10 @@ impl PacketBytes for Loaded {
 #[inline(always)]
 fn report(ctx: &SkBuffContext, kind: EventKind) {
     let skb = ctx.skb.skb;
-    let Ok(segment) = parse(&Loaded(skb)) else { return };
+    let segment = match parse(&Loaded(skb)) {
+        Ok(segment) => segment,
+        Err(skip) => return count_skipped(skip),
+    };
     if segment.flags & TERMINATING == 0 {
         return;
     }
@@ -180,8 +183,10 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
     // gives `bpf_sock` and `bpf_tcp_sock` as read-only structures of stable layout.
     unsafe {
         let Some(sk) = socket_of(skb) else { return };
-        // The kernel sends its own RSTs from a raw socket that has no TCP state.
-        if (*sk).type_ != SOCK_STREAM || (*sk).protocol != u32::from(IPPROTO_TCP) {
+        // The kernel sends its own RSTs from a raw socket that has no TCP state, and programs may send
+        // TCP from raw sockets of their own. Every other socket that sends TCP is a TCP socket, save
+        // that of a test run, which has no type.
+        if (*sk).type_ == SOCK_RAW {
             return;
         }
         let state = (*sk).state as u8;
@@ -199,10 +204,11 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
         (*e).time_ns = time_ns;
         (*e).cookie = cookie;
         (*e).cgroup_id = cgroup_id;
+        (*e).netns = 0;
         (*e).seq = segment.seq;
         (*e).ack = segment.ack;
         (*e).payload = segment.payload;
-        (*e).padding = 0;
+        (*e).keepalive_ms = 0;
         if state == TcpState::Listen as u8 {
             packet_addresses(e, &segment, kind);
         } else {

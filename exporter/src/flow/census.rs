@@ -1,0 +1,82 @@
+//! What a look at the kernel's sockets tells the state machine: connections that it has not heard of,
+//! and ones whose socket is gone.
+
+use std::collections::HashSet;
+
+use flowend_probe_types::TcpState;
+
+use super::end::{Direction, Endpoint};
+
+/// One look at the sockets of one or more network namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// `CLOCK_BOOTTIME` before the first socket was asked for, ns.
+    pub begun_ns: u64,
+    /// `CLOCK_BOOTTIME` after the last one, ns.
+    pub done_ns: u64,
+    /// Cookies of the network namespaces that were looked at from beginning to end.
+    pub namespaces: HashSet<u64>,
+    /// Whether these are all namespaces in which a watched socket may be.
+    pub complete: bool,
+    /// The TCP sockets.
+    pub sockets: Vec<OpenSocket>,
+}
+
+/// A TCP socket with a peer, or what the kernel keeps of it in TIME-WAIT.
+#[derive(Clone, Debug)]
+pub struct OpenSocket {
+    /// Cookie; a minisocket in TIME-WAIT has that of its connection.
+    pub cookie: u64,
+    /// Cookie of its network namespace.
+    pub netns: Option<u64>,
+    /// cgroup v2 id.
+    pub cgroup_id: Option<u64>,
+    /// Its state; `TimeWait` for every minisocket, whether it waits for the peer's FIN or not.
+    pub state: TcpState,
+    /// Own end.
+    pub local: Endpoint,
+    /// Peer.
+    pub remote: Endpoint,
+    /// Who opened it, where counters or a listener tell.
+    pub direction: Direction,
+    /// Whether it belongs to a watched cgroup.
+    pub watched: bool,
+    /// The socket's counters at that moment.
+    pub running: Option<Running>,
+}
+
+/// Counters of a socket that is open. Bytes are payload, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Sent.
+    pub bytes_sent: Option<u64>,
+    /// Received in order.
+    pub bytes_received: Option<u64>,
+    /// Segments sent.
+    pub segments_sent: Option<u32>,
+    /// Segments received.
+    pub segments_received: Option<u32>,
+    /// Segments retransmitted.
+    pub retransmits: Option<u32>,
+    /// Smoothed RTT, us.
+    pub srtt_us: Option<u32>,
+    /// Minimum RTT, us.
+    pub min_rtt_us: Option<u32>,
+}
+
+impl OpenSocket {
+    /// Whether it is a connection that may be taken in at first sight.
+    ///
+    /// Not one that is being opened: its SYN or its establishment may be on its way here.
+    pub(super) const fn is_settled(&self) -> bool {
+        matches!(
+            self.state,
+            TcpState::Established
+                | TcpState::FinWait1
+                | TcpState::FinWait2
+                | TcpState::CloseWait
+                | TcpState::LastAck
+                | TcpState::Closing
+        )
+    }
+}

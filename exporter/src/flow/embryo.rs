@@ -1,0 +1,274 @@
+//! Embryonic connections: a SYN that a listener received, until the accepted socket is established or
+//! the kernel has given it up.
+//!
+//! Their segments carry the listener's cookie, so the client's ISN is what tells them apart; address
+//! translation does not rewrite it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use flowend_probe_types::{ACK, EventKind, FIN, RST, SYN, TcpEvent};
+use hashlink::LinkedHashMap;
+use smallvec::SmallVec;
+
+use super::FlowStats;
+use super::connection::Candidate;
+use super::end::{
+    ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side,
+};
+
+/// How long a SYN is remembered for the accepted socket, ns: longer than the kernel answers it
+/// (tcp_synack_retries = 5: 63 s).
+pub const EMBRYO_NS: u64 = 130_000_000_000;
+
+/// The kernel's first pause after a SYN-ACK, ns (TCP_TIMEOUT_INIT); each further one is twice as long.
+const FIRST_PAUSE_NS: u64 = 1_000_000_000;
+
+/// An embryo is dead when this many times the pause went by without the SYN-ACK being sent again: the
+/// first pause may have been set longer (BPF_SOCK_OPS_TIMEOUT_INIT).
+const PAUSES: u64 = 4;
+
+/// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
+const SAME_ISN: usize = 4;
+
+/// A SYN that a listener received.
+#[derive(Clone, Debug)]
+pub(super) struct Embryo {
+    pub(super) listener: u64,
+    pub(super) cgroup_id: u64,
+    pub(super) local: Endpoint,
+    pub(super) remote: Endpoint,
+    pub(super) syn_ns: u64,
+    pub(super) syn_ack: Option<SynAck>,
+    /// The ACK that completes the handshake may carry the client's FIN.
+    pub(super) fin: Option<Candidate>,
+    rst_ns: Option<u64>,
+    /// Last segment of the handshake.
+    last_ns: u64,
+}
+
+/// The SYN-ACK that answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SynAck {
+    /// The first one.
+    pub(super) time_ns: u64,
+    /// ISN of the own side.
+    pub(super) isn: u32,
+    /// Times that it was sent.
+    pub(super) count: u32,
+    /// The last one.
+    last_ns: u64,
+}
+
+/// All embryonic connections, by the client's ISN.
+#[derive(Debug)]
+pub(super) struct Embryos {
+    by_isn: LinkedHashMap<u32, SmallVec<[Embryo; 1]>>,
+    limit: usize,
+    /// When an embryo whose SYN-ACK left may be dead: due time and ISN. Entries may be stale.
+    due: BinaryHeap<Reverse<(u64, u32)>>,
+    budget: Budget,
+}
+
+/// How many failed handshakes are reported in one second.
+#[derive(Debug)]
+struct Budget {
+    per_second: u32,
+    second: u64,
+    spent: u32,
+}
+
+impl Budget {
+    fn take(&mut self, now_ns: u64) -> bool {
+        let second = now_ns / 1_000_000_000;
+        if second != self.second {
+            (self.second, self.spent) = (second, 0);
+        }
+        let has = self.spent < self.per_second;
+        self.spent += u32::from(has);
+        has
+    }
+}
+
+impl Embryos {
+    /// At most `limit` different ISNs.
+    pub(super) fn new(limit: usize, failed_per_second: u32) -> Self {
+        Self {
+            by_isn: LinkedHashMap::new(),
+            limit,
+            due: BinaryHeap::new(),
+            budget: Budget { per_second: failed_per_second, second: 0, spent: 0 },
+        }
+    }
+
+    /// A segment at a listener.
+    pub(super) fn apply(&mut self, kind: EventKind, event: &TcpEvent, stats: &mut FlowStats) {
+        match (kind, event.flags & (SYN | ACK | FIN | RST)) {
+            (EventKind::SegmentIn, SYN) => self.syn_received(event, stats),
+            (EventKind::SegmentOut, flags) if flags == SYN | ACK => self.syn_ack_sent(event),
+            (EventKind::SegmentIn, flags) if flags & SYN == 0 && flags & (FIN | RST) != 0 => {
+                self.closing_received(event);
+            }
+            // The own RST answers a stranger, or data of one whose embryo is dead.
+            _ => {}
+        }
+    }
+
+    fn syn_received(&mut self, event: &TcpEvent, stats: &mut FlowStats) {
+        let embryo = Embryo {
+            listener: event.cookie,
+            cgroup_id: event.cgroup_id,
+            local: Endpoint::local_of(event),
+            remote: Endpoint::remote_of(event),
+            syn_ns: event.time_ns,
+            syn_ack: None,
+            fin: None,
+            rst_ns: None,
+            last_ns: event.time_ns,
+        };
+        if self.by_isn.len() >= self.limit
+            && !self.by_isn.contains_key(&event.seq)
+            && let Some((_, evicted)) = self.by_isn.pop_front()
+        {
+            stats.embryos_evicted += evicted.len() as u64;
+        }
+        let same_isn = self.by_isn.entry(event.seq).or_insert_with(SmallVec::new);
+        // A retransmitted SYN changes nothing: the connection began with the first one.
+        if !same_isn.iter().any(|e| e.local == embryo.local && e.remote == embryo.remote) {
+            if same_isn.len() == SAME_ISN {
+                same_isn.remove(0);
+                stats.embryos_evicted += 1;
+            }
+            same_isn.push(embryo);
+            // The oldest ISN in front: expiry looks no further than the first that is young.
+            self.by_isn.to_back(&event.seq);
+        }
+    }
+
+    /// At egress a translated packet may show other addresses: ISN and listener are what matches.
+    fn syn_ack_sent(&mut self, event: &TcpEvent) {
+        let isn = event.ack.wrapping_sub(1);
+        let Some(same_isn) = self.by_isn.get_mut(&isn) else { return };
+        let Some(embryo) = same_isn.iter_mut().find(|e| e.listener == event.cookie) else { return };
+        let (time_ns, isn_local) = (event.time_ns, event.seq);
+        embryo.last_ns = embryo.last_ns.max(time_ns);
+        let syn_ack =
+            embryo.syn_ack.get_or_insert(SynAck { time_ns, isn: isn_local, count: 0, last_ns: time_ns });
+        // An event that comes twice is one segment.
+        if syn_ack.count == 0 || time_ns > syn_ack.last_ns {
+            syn_ack.count += 1;
+            syn_ack.last_ns = time_ns;
+            // Bounded: a flood that fills it is counted when its embryos expire.
+            if self.due.len() < self.limit.saturating_mul(2) {
+                self.due.push(Reverse((embryo.dead_at(), isn)));
+            }
+        }
+    }
+
+    /// A FIN or RST in place of the ACK, or with it: its sequence number is the one after the SYN.
+    fn closing_received(&mut self, event: &TcpEvent) {
+        let Some(same_isn) = self.by_isn.get_mut(&event.seq.wrapping_sub(1)) else { return };
+        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
+        let Some(embryo) = same_isn.iter_mut().find(|e| e.local == local && e.remote == remote)
+        else {
+            return;
+        };
+        embryo.last_ns = embryo.last_ns.max(event.time_ns);
+        if event.flags & RST != 0 {
+            embryo.rst_ns.get_or_insert(event.time_ns);
+        } else {
+            embryo.fin.get_or_insert_with(|| Candidate::first_fin(event));
+        }
+    }
+
+    /// The SYN of an accepted socket: same addresses and ports, and the ISN just before what the
+    /// socket expects next. With Fast Open too: data of the SYN is counted after the callback
+    /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
+    pub(super) fn take(&mut self, event: &TcpEvent) -> Option<Embryo> {
+        let isn = event.rcv_nxt.wrapping_sub(1);
+        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
+        let fits = |e: &Embryo| e.local == local && e.remote == remote;
+        let same_isn = self.by_isn.get_mut(&isn)?;
+        let at = same_isn.iter().position(fits)?;
+        let embryo = same_isn.remove(at);
+        if same_isn.is_empty() {
+            self.by_isn.remove(&isn);
+        }
+        Some(embryo)
+    }
+
+    /// Forgets what is too old, and hands out the handshakes that failed. `lost_ns`: until when events
+    /// were lost; what began before it may have been established unseen.
+    pub(super) fn expire(
+        &mut self,
+        now_ns: u64,
+        lost_ns: u64,
+        stats: &mut FlowStats,
+        out: &mut impl FnMut(ConnectionEnd),
+    ) {
+        while let Some(Reverse((due, isn))) = self.due.peek().copied() {
+            if due > now_ns {
+                break;
+            }
+            self.due.pop();
+            let Some(same_isn) = self.by_isn.get_mut(&isn) else { continue };
+            while let Some(at) = same_isn.iter().position(|e| e.syn_ack.is_some() && e.dead_at() <= now_ns) {
+                let embryo = same_isn.remove(at);
+                if embryo.syn_ns <= lost_ns {
+                    stats.embryos_unfinished += 1;
+                } else if self.budget.take(now_ns) {
+                    out(embryo.failed(isn));
+                } else {
+                    stats.handshakes_unreported += 1;
+                }
+            }
+            if same_isn.is_empty() {
+                self.by_isn.remove(&isn);
+            }
+        }
+        while let Some((_, embryos)) = self.by_isn.front() {
+            if embryos.first().is_some_and(|e| e.syn_ns.saturating_add(EMBRYO_NS) > now_ns) {
+                break;
+            }
+            let count = embryos.len() as u64;
+            self.by_isn.pop_front();
+            stats.embryos_unfinished += count;
+        }
+    }
+}
+
+impl Embryo {
+    /// When it must be dead if its SYN-ACK is not sent once more.
+    fn dead_at(&self) -> u64 {
+        let Some(syn_ack) = self.syn_ack else { return u64::MAX };
+        let pause = FIRST_PAUSE_NS << (syn_ack.count.clamp(1, 8) - 1);
+        let dead = syn_ack.last_ns.saturating_add(PAUSES * pause);
+        dead.min(self.syn_ns.saturating_add(EMBRYO_NS))
+    }
+
+    /// The record of a handshake that was never completed. `isn`: the client's.
+    fn failed(&self, isn: u32) -> ConnectionEnd {
+        let reset = self.rst_ns.map(|_| Side::Remote);
+        ConnectionEnd {
+            cookie: self.listener,
+            listener: Some(self.listener),
+            cgroup_id: (self.cgroup_id != 0).then_some(self.cgroup_id),
+            direction: Direction::Incoming,
+            local: self.local,
+            remote: self.remote,
+            start_ns: self.syn_ns,
+            start_known: true,
+            end_ns: self.last_ns,
+            end_known: true,
+            by: reset,
+            reason: Reason::HandshakeFailed,
+            reset_by: reset,
+            conn_state: if reset.is_some() { "RSTO" } else { "S1" },
+            history: if reset.is_some() { "ShR" } else { "Sh" }.into(),
+            half_close_ns: None,
+            counters: Counters { bytes_sent: Some(0), bytes_received: Some(0), ..Counters::default() },
+            rtt: Rtt::default(),
+            isns: self.syn_ack.map(|syn_ack| Isns { client: isn, server: syn_ack.isn }),
+        }
+    }
+}

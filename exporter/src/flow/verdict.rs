@@ -1,0 +1,465 @@
+//! The verdict on a connection that is over: what was seen, sorted into what is true.
+//!
+//! A field that cannot be told is absent. Three things tell how a connection ended: the closing segments
+//! that TCP accepted, the state that the socket left for CLOSE with its counters, and the error that the
+//! kernel reported. Where events were lost ([`Context::lossy`]), what was not seen proves nothing.
+
+use flowend_probe_types::TcpState;
+
+use super::census::Running;
+use super::connection::{Connection, Sent};
+use super::end::{ConnectionEnd, Counters, Direction, Isns, Reason, Rtt, Side};
+use super::{errors, zeek};
+
+/// An RST past a gap is what closed the socket only when CLOSE followed within this time, ns.
+const PAST_A_GAP_NS: u64 = 10_000_000;
+
+/// What is known beside the connection's own events.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Context {
+    /// Events were lost while the connection was open.
+    pub(super) lossy: bool,
+    /// The error with which the socket closed.
+    pub(super) error: Option<u16>,
+    /// Whether the kernel reports errors at all.
+    pub(super) errors_reported: bool,
+}
+
+/// What is true of a connection that is over.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) direction: Direction,
+    pub(super) start_known: bool,
+    pub(super) syn_ack_seen: bool,
+    /// The state it left for CLOSE; `Unknown` where CLOSE was not seen.
+    pub(super) state: TcpState,
+    pub(super) reason: Reason,
+    pub(super) by: Option<Side>,
+    pub(super) reset_by: Option<Side>,
+    fin_local: Option<u64>,
+    fin_remote: Option<u64>,
+    rst_local: Option<u64>,
+    rst_remote: Option<u64>,
+    pub(super) segments: Option<Segments>,
+}
+
+/// Kinds of segments by side.
+#[derive(Debug)]
+pub(super) struct Segments {
+    local: Sides,
+    remote: Sides,
+}
+
+/// Kinds of segments one side sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sides {
+    pub(super) data: bool,
+    pub(super) pure_acks: bool,
+}
+
+impl Segments {
+    pub(super) const fn of(&self, side: Side) -> Sides {
+        match side {
+            Side::Local => self.local,
+            Side::Remote => self.remote,
+        }
+    }
+}
+
+impl Facts {
+    pub(super) fn of(connection: &Connection, context: &Context) -> Self {
+        let c = connection;
+        let state = c.closed.map_or(TcpState::Unknown, |closed| closed.state);
+        let fin_local = c.fin_out.map(|f| f.time_ns);
+        let fin_remote = c.accepted_fin().map(|f| f.time_ns);
+        let rst_remote = accepted_rst(c, state);
+        let (reason, reset_by) = reason(c, state, rst_remote.is_some(), context);
+        // A reset on data after a full close leaves from no socket: it is known by what it did.
+        let unseen_reset = reset_by == Some(Side::Local) && c.rst_out.is_none();
+        let rst_local = c
+            .rst_out
+            .map(|r| r.time_ns)
+            .or_else(|| c.closed.filter(|_| unseen_reset).map(|closed| closed.time_ns));
+        let facts = Self {
+            direction: c.direction,
+            start_known: c.syn_ns.is_some(),
+            syn_ack_seen: c.established.is_some() || c.syn_ack_ns.is_some(),
+            state,
+            reason,
+            by: None,
+            reset_by,
+            fin_local,
+            fin_remote,
+            rst_local,
+            rst_remote,
+            // An own RST is counted only where it left before the counters were read, at CLOSE.
+            segments: segments(
+                c,
+                u32::from(fin_local.is_some())
+                    + u32::from(c.rst_out.is_some_and(|r| r.state != TcpState::Close)),
+                u32::from(fin_remote.is_some()) + u32::from(rst_remote.is_some()),
+            ),
+        };
+        Self { by: facts.first_closer(c), ..facts }
+    }
+
+    /// Whether something tells why it ended.
+    pub(super) fn is_explained(&self) -> bool {
+        !matches!(self.reason, Reason::Vanished)
+    }
+
+    pub(super) const fn fin_of(&self, side: Side) -> Option<u64> {
+        match side {
+            Side::Local => self.fin_local,
+            Side::Remote => self.fin_remote,
+        }
+    }
+
+    pub(super) const fn rst_of(&self, side: Side) -> Option<u64> {
+        match side {
+            Side::Local => self.rst_local,
+            Side::Remote => self.rst_remote,
+        }
+    }
+
+    /// The sender of the first FIN or RST.
+    ///
+    /// The state says who closed first even where a FIN was not seen (RFC 9293, section 3.3.2): ours went
+    /// out before the peer's came in on the way through FIN-WAIT, after it on the way through CLOSE-WAIT.
+    fn first_closer(&self, c: &Connection) -> Option<Side> {
+        let state = match (self.state, c.fin_out) {
+            (TcpState::Unknown, Some(fin)) => fin.state,
+            (state, _) => state,
+        };
+        match state {
+            TcpState::LastAck | TcpState::CloseWait => return Some(Side::Remote),
+            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::TimeWait => {
+                return Some(Side::Local);
+            }
+            _ => {}
+        }
+        [
+            self.fin_local.map(|t| (t, Side::Local)),
+            self.rst_local.map(|t| (t, Side::Local)),
+            self.fin_remote.map(|t| (t, Side::Remote)),
+            self.rst_remote.map(|t| (t, Side::Remote)),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(t, _)| *t)
+        .map(|(_, side)| side)
+    }
+
+    /// CLOSE, or the last closing segment.
+    fn end_ns(&self, c: &Connection) -> Option<u64> {
+        let segments = [self.fin_local, self.fin_remote, self.rst_local, self.rst_remote];
+        c.closed.map(|closed| closed.time_ns).or_else(|| segments.into_iter().flatten().max())
+    }
+}
+
+/// How it ended, and who sent the RST.
+fn reason(
+    c: &Connection,
+    state: TcpState,
+    reset: bool,
+    context: &Context,
+) -> (Reason, Option<Side>) {
+    let was_opening = state == TcpState::SynSent
+        || (state == TcpState::Unknown
+            && c.direction == Direction::Outgoing
+            && c.established.is_none()
+            && TcpState::from_kernel(c.last.state) == TcpState::SynSent);
+    if was_opening {
+        return (attempt(c, reset, context), reset.then_some(Side::Remote));
+    }
+    // With Fast Open the accepted socket exists before the handshake is complete.
+    if state == TcpState::SynRecv && c.direction == Direction::Incoming && c.rst_out.is_none() {
+        return (Reason::HandshakeFailed, reset.then_some(Side::Remote));
+    }
+    if c.gave_up {
+        return (Reason::Timeout, None);
+    }
+    if let Some(rst) = &c.rst_out {
+        return (own_reset(c, rst, context), Some(Side::Local));
+    }
+    if reset {
+        return (Reason::Reset, Some(Side::Remote));
+    }
+    match context.error {
+        Some(errors::ABORTED) => return (Reason::Aborted, None),
+        // Zero-window probes without an answer: no RTO_CB and no segment.
+        Some(_) => return (Reason::Timeout, None),
+        None => {}
+    }
+    if resets_late_data(c, state) {
+        return (Reason::Reset, Some(Side::Local));
+    }
+    (if is_orderly(c, state, context) { Reason::Fin } else { Reason::Vanished }, None)
+}
+
+/// An attempt to connect that came to nothing.
+const fn attempt(c: &Connection, refused: bool, context: &Context) -> Reason {
+    match context.error {
+        _ if refused => Reason::Refused,
+        _ if c.gave_up => Reason::ConnectTimeout,
+        Some(errors::TIMED_OUT) => Reason::ConnectTimeout,
+        Some(errors::ABORTED) => Reason::Aborted,
+        Some(_) => Reason::Unreachable,
+        None if context.lossy || c.closed.is_none() => Reason::Vanished,
+        None => Reason::Aborted,
+    }
+}
+
+/// An RST by the own socket. The application's leaves in CLOSE; in any other state it is the kernel's:
+/// keepalive gave up, or the socket was destroyed.
+fn own_reset(c: &Connection, rst: &Sent, context: &Context) -> Reason {
+    if rst.state == TcpState::Close {
+        return Reason::Reset;
+    }
+    let silence_ns = c.closed.map_or(0, |closed| u64::from(closed.keepalive_ms) * 1_000_000);
+    // Since its establishment at the longest: where keepalive gave up, that long nothing came.
+    let open_ns = rst.time_ns.saturating_sub(c.first_seen_ns);
+    let keepalive = silence_ns > 0 && rst.is_idle && (open_ns >= silence_ns || c.syn_ns.is_none());
+    match context.error {
+        Some(errors::ABORTED) => Reason::Aborted,
+        Some(_) => Reason::Timeout,
+        // The report is lost, and either is possible.
+        None if context.lossy && context.errors_reported && keepalive => Reason::Vanished,
+        None if keepalive && !context.errors_reported => Reason::Timeout,
+        None => Reason::Aborted,
+    }
+}
+
+/// Whether data came after a full close(): TCP answers it with an RST, which leaves from no socket, and
+/// drops the connection (RFC 9293, section 3.6.1; net/ipv4/tcp_input.c, tcp_rcv_state_process).
+///
+/// Such data is counted as a segment, but neither taken nor acknowledged.
+fn resets_late_data(c: &Connection, state: TcpState) -> bool {
+    let Some(fin) = &c.fin_out else { return false };
+    let last = &c.last;
+    let came = last.data_segs_in.wrapping_sub(fin.data_segs_in);
+    let retransmitted = last.total_retrans.wrapping_sub(fin.total_retrans);
+    let not_taken = last.bytes_received == fin.received;
+    let not_acknowledged = last.segs_out.wrapping_sub(fin.segs_out) == retransmitted;
+    match state {
+        // There is no orderly way from here to CLOSE.
+        TcpState::FinWait1 => came > 0 && not_taken,
+        TcpState::FinWait2 => came > 0 && not_taken && not_acknowledged,
+        _ => false,
+    }
+}
+
+/// Whether both sides are known to have closed, or the own side has and its FIN was acknowledged.
+fn is_orderly(c: &Connection, state: TcpState, context: &Context) -> bool {
+    let all_acknowledged = c.last.snd_nxt == c.last.snd_una;
+    match state {
+        TcpState::LastAck | TcpState::Closing => all_acknowledged,
+        TcpState::FinWait2 => !context.lossy || c.accepted_fin().is_some(),
+        TcpState::TimeWait => true,
+        TcpState::Unknown => {
+            c.looked.time_wait || (c.fin_out.is_some() && c.accepted_fin().is_some())
+        }
+        _ => false,
+    }
+}
+
+/// The time of the peer's RST, if that is what closed the socket.
+fn accepted_rst(c: &Connection, state: TcpState) -> Option<u64> {
+    let Some(closed) = c.closed else {
+        return c.rsts_in.iter().find(|c| c.exact).map(|c| c.time_ns);
+    };
+    let rcv_nxt = c.last.rcv_nxt;
+    let exact = c.rsts_in.iter().find(|r| match state {
+        TcpState::SynSent => r.ack == c.last.snd_nxt || r.exact,
+        // Orderly ends are explained already: an RST then changed nothing.
+        TcpState::TimeWait => false,
+        TcpState::LastAck | TcpState::Closing if c.last.snd_nxt == c.last.snd_una => false,
+        _ => r.seq == rcv_nxt || r.seq == rcv_nxt.wrapping_sub(1),
+    });
+    // With segments missing, an RST at the end of what was received out of order counts, too
+    // (net/ipv4/tcp_input.c, tcp_validate_incoming); the socket goes to CLOSE at once then.
+    let past_a_gap = || {
+        let is_open =
+            matches!(state, TcpState::Established | TcpState::CloseWait | TcpState::FinWait1);
+        c.rsts_in.iter().find(|r| {
+            is_open
+                && c.rst_out.is_none()
+                && !c.gave_up
+                && r.seq.wrapping_sub(rcv_nxt) < 1 << 30
+                && closed.time_ns.saturating_sub(r.time_ns) < PAST_A_GAP_NS
+        })
+    };
+    exact.or_else(past_a_gap).map(|r| r.time_ns)
+}
+
+/// The record of a connection that is over.
+pub(super) fn conclude(c: &Connection, context: &Context) -> ConnectionEnd {
+    let facts = Facts::of(c, context);
+    let end_ns = facts.end_ns(c);
+    let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|_| !context.lossy);
+    ConnectionEnd {
+        start_known: facts.start_known,
+        end_ns: end_ns.unwrap_or_else(|| c.looked.missed_ns.max(c.last_ns())),
+        end_known: end_ns.is_some(),
+        by: facts.by,
+        reason: facts.reason,
+        reset_by: facts.reset_by,
+        conn_state: zeek::conn_state(&facts),
+        history: zeek::history(&facts),
+        half_close_ns: both_fins.map(|(local, remote)| local.abs_diff(remote)),
+        counters: counters(c, &facts, context),
+        ..common(c)
+    }
+}
+
+/// The record of a connection that is still open.
+pub(super) fn snapshot(c: &Connection, at_ns: u64, running: Option<&Running>) -> ConnectionEnd {
+    let counted = running.copied().unwrap_or_default();
+    let facts = Facts { reason: Reason::Open, by: None, reset_by: None, ..Facts::of(c, &Context::default()) };
+    let common = common(c);
+    ConnectionEnd {
+        end_ns: at_ns,
+        end_known: true,
+        conn_state: zeek::conn_state(&facts),
+        history: zeek::history(&facts),
+        counters: Counters {
+            bytes_sent: counted.bytes_sent,
+            bytes_received: counted.bytes_received,
+            segments_sent: counted.segments_sent,
+            segments_received: counted.segments_received,
+            retransmits: counted.retransmits,
+        },
+        rtt: Rtt {
+            smoothed_us: counted.srtt_us.or(common.rtt.smoothed_us),
+            min_us: counted.min_rtt_us.or(common.rtt.min_us),
+            ..common.rtt
+        },
+        ..common
+    }
+}
+
+/// What is the same of an open and an ended connection.
+fn common(c: &Connection) -> ConnectionEnd {
+    ConnectionEnd {
+        cookie: c.cookie,
+        listener: c.listener,
+        cgroup_id: (c.cgroup_id != 0).then_some(c.cgroup_id),
+        direction: c.direction,
+        local: c.local,
+        remote: c.remote,
+        start_ns: c.syn_ns.unwrap_or(c.first_seen_ns),
+        start_known: c.syn_ns.is_some(),
+        end_ns: c.last_ns(),
+        end_known: false,
+        by: None,
+        reason: Reason::Open,
+        reset_by: None,
+        conn_state: "OTH",
+        history: String::new(),
+        half_close_ns: None,
+        counters: Counters::default(),
+        rtt: rtt(c),
+        isns: isns(c),
+    }
+}
+
+fn counters(c: &Connection, facts: &Facts, context: &Context) -> Counters {
+    // The opener's SYN counts as acknowledged (or outstanding); the accepter's does not.
+    let syn = match c.direction {
+        Direction::Outgoing => Some(1),
+        Direction::Incoming => Some(0),
+        Direction::Unknown => None,
+    };
+    let last = &c.last;
+    if c.closed.is_none() {
+        // Nothing follows a FIN; and the socket's other counters went on after the last event.
+        return Counters {
+            bytes_sent: c.fin_out.zip(syn).and_then(|(fin, syn)| fin.sent.checked_sub(syn)),
+            bytes_received: c.accepted_fin().map(|fin| fin.received),
+            ..Counters::default()
+        };
+    }
+    let outstanding = u64::from(last.snd_nxt.wrapping_sub(last.snd_una));
+    let bytes_sent = syn
+        .zip(fin_sent(c, facts))
+        .map(|(syn, fin)| (last.bytes_acked + outstanding).saturating_sub(syn + fin));
+    Counters {
+        bytes_sent,
+        bytes_received: fin_received(facts, context).map(|fin| last.bytes_received.saturating_sub(fin)),
+        segments_sent: Some(last.segs_out),
+        segments_received: Some(last.segs_in),
+        retransmits: Some(last.total_retrans),
+    }
+}
+
+/// Whether an own FIN is among what was sent, at CLOSE.
+const fn fin_sent(c: &Connection, facts: &Facts) -> Option<u64> {
+    match (c.fin_out, facts.state) {
+        (Some(_), _) => Some(1),
+        // The FIN event is missing: it may or may not have left.
+        (None, TcpState::FinWait1) => None,
+        (None, TcpState::LastAck | TcpState::Closing) if facts.reset_by.is_some() => None,
+        (None, TcpState::FinWait2 | TcpState::LastAck | TcpState::Closing | TcpState::TimeWait) => {
+            Some(1)
+        }
+        (None, _) => Some(0),
+    }
+}
+
+/// Whether the peer's FIN is among what was received, at CLOSE.
+const fn fin_received(facts: &Facts, context: &Context) -> Option<u64> {
+    match (facts.fin_remote, facts.state) {
+        (Some(_), _) | (None, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing) => Some(1),
+        // It may have come, and its event be lost.
+        (None, TcpState::FinWait2 | TcpState::TimeWait) if context.lossy => None,
+        (None, _) => Some(0),
+    }
+}
+
+/// Which kinds of segments each side sent, from the socket's counters.
+fn segments(c: &Connection, closing_sent: u32, closing_received: u32) -> Option<Segments> {
+    let last = &c.last;
+    if (last.segs_in == 0 && last.segs_out == 0) || c.established.is_none() {
+        return None;
+    }
+    let outgoing = u32::from(c.direction == Direction::Outgoing);
+    // The opener's segs_out holds its SYN and segs_in the SYN-ACK; the accepted socket begins
+    // to count with the ACK that completes the handshake.
+    let sent_other = last.segs_out.saturating_sub(last.data_segs_out + outgoing + closing_sent);
+    let received_other =
+        last.segs_in.saturating_sub(last.data_segs_in + outgoing + closing_received);
+    Some(Segments {
+        local: Sides { data: last.data_segs_out > 0, pure_acks: sent_other > 0 },
+        remote: Sides { data: last.data_segs_in > 0, pure_acks: received_other > 0 },
+    })
+}
+
+fn rtt(c: &Connection) -> Rtt {
+    let from = match c.direction {
+        Direction::Outgoing => c.syn_ns,
+        Direction::Incoming => c.syn_ack_ns,
+        Direction::Unknown => None,
+    };
+    // With a retransmission nobody knows which one was answered. With Fast Open the accepted socket is
+    // established before its SYN-ACK leaves.
+    let handshake_ns = c
+        .established
+        .filter(|established| established.retransmits == 0)
+        .zip(from)
+        .and_then(|(established, from)| established.time_ns.checked_sub(from));
+    let known = |us: u32| (us != 0 && us != u32::MAX).then_some(us);
+    Rtt {
+        handshake_us: handshake_ns.map(|ns| ns / 1000),
+        smoothed_us: known(c.srtt_at_fin.unwrap_or(c.last.srtt_8us)).map(|s| s >> 3),
+        min_us: known(c.last.rtt_min_us),
+    }
+}
+
+fn isns(c: &Connection) -> Option<Isns> {
+    let (local, remote) = c.isn_local.zip(c.isn_remote)?;
+    match c.direction {
+        Direction::Outgoing => Some(Isns { client: local, server: remote }),
+        Direction::Incoming => Some(Isns { client: remote, server: local }),
+        Direction::Unknown => None,
+    }
+}

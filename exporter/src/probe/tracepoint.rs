@@ -1,0 +1,113 @@
+//! The tracepoint `sock:inet_sk_error_report`: which error ended a connection. Optional.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::TracePoint;
+use flowend_probe_types::ERROR_FORMAT;
+
+use crate::errors::error_chain;
+
+const PROGRAM: &str = "flowend_error";
+
+/// Where tracefs is mounted (Documentation/trace/ftrace.rst).
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// What the error report of a kernel that has it, or of a process that may use it, would add.
+const WITHOUT: &str = "without it an attempt that an ICMP error ended is reported as aborted, not unreachable, and an \
+     expired keepalive is told by the connection's options";
+
+/// Why the kernel's error reports cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NoErrors {
+    /// No tracefs, or not readable.
+    #[error(
+        "tracefs is not mounted at /sys/kernel/tracing, or may not be read; mount it \
+         (mount -t tracefs none /sys/kernel/tracing; in a container, mount the host's folder); {WITHOUT}"
+    )]
+    NoTracefs,
+    /// A kernel without the tracepoint.
+    #[error("this kernel has no tracepoint sock:inet_sk_error_report (Linux 5.15 and newer have it); {WITHOUT}")]
+    NoTracepoint,
+    /// A kernel that changed it.
+    #[error("this kernel's tracepoint sock:inet_sk_error_report has another format ({field}); {WITHOUT}")]
+    Format {
+        /// The field that is not where it was.
+        field: String,
+    },
+    /// Loading or attaching failed.
+    #[error("the tracepoint sock:inet_sk_error_report cannot be attached: {cause}; {WITHOUT}")]
+    Attach {
+        /// Of the system.
+        cause: String,
+    },
+}
+
+pub(super) fn attach(ebpf: &mut Ebpf) -> Result<(), NoErrors> {
+    let text = read_format()?;
+    check_format(&text)?;
+    let failed = |error: &dyn std::error::Error| NoErrors::Attach { cause: error_chain(error) };
+    let program: &mut TracePoint = ebpf
+        .program_mut(PROGRAM)
+        .ok_or_else(|| NoErrors::Attach { cause: format!("no program {PROGRAM}") })?
+        .try_into()
+        .map_err(|error| failed(&error))?;
+    program.load().map_err(|error| failed(&error))?;
+    program.attach("sock", "inet_sk_error_report").map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+fn read_format() -> Result<String, NoErrors> {
+    let events = TRACEFS
+        .iter()
+        .map(|mount| Path::new(mount).join("events/sock"))
+        .find(|folder| folder.is_dir())
+        .ok_or(NoErrors::NoTracefs)?;
+    std::fs::read_to_string(events.join("inet_sk_error_report/format")).map_err(|error| {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => NoErrors::NoTracepoint,
+            _ => NoErrors::NoTracefs,
+        }
+    })
+}
+
+/// Whether each field that the program reads lies where it reads it.
+fn check_format(text: &str) -> Result<(), NoErrors> {
+    for (name, offset, size) in ERROR_FORMAT {
+        let found = text.lines().any(|line| {
+            let mut parts = line.trim().split(';').map(str::trim);
+            let declared = parts.next().and_then(|d| d.rsplit(' ').next()).unwrap_or_default();
+            declared.split('[').next() == Some(name)
+                && parts.next() == Some(&format!("offset:{offset}"))
+                && parts.next() == Some(&format!("size:{size}"))
+        });
+        if !found {
+            return Err(NoErrors::Format { field: name.into() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fields as a kernel lists them, the one that is read late first.
+    fn format(offset_of_error: usize) -> String {
+        let mut text = String::from("name: x\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n");
+        for (name, offset, size) in ERROR_FORMAT {
+            let offset = if name == "error" { offset_of_error } else { offset };
+            let array = if size == 16 { "[16]" } else { "" };
+            text += &format!("\tfield:__u8 {name}{array};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+        }
+        text
+    }
+
+    #[test]
+    fn a_format_is_known_or_refused_with_the_field() {
+        assert!(check_format(&format(8)).is_ok());
+        let error = check_format(&format(12)).unwrap_err().to_string();
+        assert!(error.contains("another format (error)"), "{error}");
+        assert!(check_format("").is_err());
+    }
+}
