@@ -11,6 +11,7 @@ use super::ConfigError;
 use super::print::without_password;
 use super::raw::{RawDns, RawOtlp, RawSettings, RawSignal};
 use crate::dns::DnsSettings;
+use crate::record::{EventSet, RecordKind};
 use crate::targets::Pattern;
 
 /// Names the layer that a key's value came from.
@@ -23,6 +24,10 @@ pub struct Settings {
     pub targets: Vec<Pattern>,
     /// Where records go.
     pub outputs: Vec<Output>,
+    /// The kinds of records that are made.
+    pub events: EventSet,
+    /// How often a connection that lives on makes a progress record.
+    pub progress_interval: Duration,
     /// The program's own messages.
     pub log_level: LevelFilter,
     /// The OTLP receiver of each signal.
@@ -156,6 +161,8 @@ impl Settings {
         Ok(Self {
             targets: targets(&raw.targets, origin)?,
             outputs: outputs(&raw.outputs, endpoint_given, origin)?,
+            events: events(&raw.events, origin)?,
+            progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,
             log_level: one_of(
                 "log.level",
                 &raw.log.level,
@@ -279,6 +286,23 @@ fn outputs(
         }
     }
     Ok(outputs)
+}
+
+fn events(given: &[String], origin: Origin<'_>) -> Result<EventSet, ConfigError> {
+    let choices: Vec<_> = RecordKind::ALL.iter().map(|kind| (kind.as_str(), *kind)).collect();
+    let kinds = given
+        .iter()
+        .map(|text| one_of("events", text, &choices, origin))
+        .collect::<Result<Vec<_>, _>>()?;
+    if !kinds.contains(&RecordKind::End) {
+        let problem = "lacks \"end\": the ends of connections are always reported, others beside \
+                       them; write [\"end\", \"begin\"], for example";
+        return Err(bad("events", origin, problem.into()));
+    }
+    Ok(EventSet {
+        begin: kinds.contains(&RecordKind::Begin),
+        progress: kinds.contains(&RecordKind::Progress),
+    })
 }
 
 /// Longer is a mistake.

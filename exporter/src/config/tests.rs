@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::record::EventSet;
 
 #[derive(Default)]
 struct Given<'a> {
@@ -33,6 +34,8 @@ fn the_default_file_is_a_valid_configuration() {
     assert_eq!(layered.settings.outputs, [Output::Text]);
     assert_eq!(layered.settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/"]);
     assert_eq!(layered.settings.export.interval, Duration::from_secs(1));
+    assert_eq!(layered.settings.events, EventSet::ENDS);
+    assert_eq!(layered.settings.progress_interval, Duration::from_secs(60));
     assert!(layered.warnings.is_empty());
 }
 
@@ -154,6 +157,21 @@ fn values_are_toml_or_else_strings() {
 }
 
 #[test]
+fn events_say_which_records_are_made() {
+    for (given, begin, progress) in [
+        ("events=end", false, false),
+        ("events=end,begin", true, false),
+        ("events=[\"progress\", \"end\"]", false, true),
+        ("events=begin,progress,end,end", true, true),
+    ] {
+        let set = &[given, "progress.interval=5s"];
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        assert_eq!(settings.events, EventSet { begin, progress }, "{given}");
+        assert_eq!(settings.progress_interval, Duration::from_secs(5));
+    }
+}
+
+#[test]
 fn what_kubernetes_injects_breaks_nothing() {
     let env = &[
         ("FLOWEND_SERVICE_HOST", "10.96.0.7"),
@@ -259,6 +277,13 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),
+        (
+            set(&["events=end,began"]),
+            &["--set events: key `events`: \"began\" is none of \"begin\", \"progress\", \"end\""],
+        ),
+        (set(&["events=begin"]), &["key `events`: lacks \"end\"", "[\"end\", \"begin\"]"]),
+        (set(&["events=[]"]), &["key `events`: lacks \"end\""]),
+        (set(&["progress.interval=0s"]), &["`progress.interval`", "must be more than nothing"]),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
         (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),
