@@ -127,6 +127,7 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
             opened: OpenedNames::new(1 << 18),
             own: OwnSockets::default(),
             ids: Ids::new("bench", 1),
+            community_id: None,
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
             sampler: Sampler::new(1.0),
             ledger: Arc::new(Ledger::default()),

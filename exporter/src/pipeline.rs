@@ -8,6 +8,7 @@ use flowend_probe_types::{Event, RingItem, TcpEvent};
 use hashlink::LruCache;
 use ipnet::IpNet;
 
+use crate::community_id::CommunityId;
 use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
@@ -39,6 +40,8 @@ pub struct Stages {
     pub own: OwnSockets,
     /// Derives ids.
     pub ids: Ids,
+    /// Makes Community IDs, where they are asked for.
+    pub community_id: Option<CommunityId>,
     /// Peers whose CLIENT spans somebody sends.
     pub peer_cidrs: Vec<IpNet>,
     /// Which records are kept.
@@ -172,6 +175,7 @@ impl Stages {
         let (local_names, remote_names) = self.names(&end, opened);
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
+        let community_id = self.community_id.map(|id| id.of(end.local, end.remote));
         let record = Arc::new(Record {
             kind,
             ids,
@@ -180,6 +184,7 @@ impl Stages {
             process,
             local_names,
             remote_names,
+            community_id,
             sampling_probability,
             start_unix_ns: end.start_ns + boot_to_unix_ns,
             end_unix_ns: end.end_ns + boot_to_unix_ns,

@@ -88,6 +88,8 @@ pub struct Record {
     pub local_names: Vec<Arc<str>>,
     /// Names of the peer's address, as they stood at the start.
     pub remote_names: Vec<Arc<str>>,
+    /// The id by which other tools know the connection, where it is asked for.
+    pub community_id: Option<String>,
     /// Below 1 where sampling kept this record and dropped others.
     pub sampling_probability: f64,
     /// Start, ns since 1970.

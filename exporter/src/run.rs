@@ -96,6 +96,7 @@ impl Sidecar {
                 opened: OpenedNames::new(settings.max_flows),
                 own,
                 ids: Ids::new(&settings.ids_key, random_seed()),
+                community_id: settings.community_id,
                 peer_cidrs: settings.peer_cidrs.clone(),
                 sampler: Sampler::new(settings.sampling_ratio),
                 ledger: Arc::clone(&ledger),

@@ -121,6 +121,8 @@ pub(super) struct RawSampling {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAttributes {
     pub(super) profile: String,
+    pub(super) community_id: bool,
+    pub(super) community_id_seed: i64,
 }
 
 #[derive(Debug, Deserialize)]

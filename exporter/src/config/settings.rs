@@ -9,7 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
 use super::print::without_password;
-use super::raw::{RawDns, RawOtlp, RawSettings, RawSignal};
+use super::raw::{RawAttributes, RawDns, RawOtlp, RawSettings, RawSignal};
+use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::record::{EventSet, RecordKind};
 use crate::targets::Pattern;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub sampling_ratio: f64,
     /// Names of the attributes.
     pub profile: Profile,
+    /// Makes Community IDs, if they are asked for.
+    pub community_id: Option<CommunityId>,
     /// service.name of all, or of each workload its own.
     pub service_name: Option<String>,
     /// Added to every resource.
@@ -224,6 +227,7 @@ impl Settings {
                 &[("semconv", Profile::Semconv), ("tracee", Profile::Tracee)],
                 origin,
             )?,
+            community_id: community_id(&raw.attributes, origin)?,
             service_name: non_empty(raw.resource.service_name),
             resource_attributes: raw.resource.attributes,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
@@ -318,6 +322,17 @@ fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, Confi
             )
         },
     )
+}
+
+fn community_id(
+    attributes: &RawAttributes,
+    origin: Origin<'_>,
+) -> Result<Option<CommunityId>, ConfigError> {
+    let seed = u16::try_from(attributes.community_id_seed).map_err(|_| {
+        let problem = format!("{} is not between 0 and 65535", attributes.community_id_seed);
+        bad("attributes.community_id_seed", origin, problem)
+    })?;
+    Ok(attributes.community_id.then_some(CommunityId { seed }))
 }
 
 fn max_ttl(dns: &RawDns, origin: Origin<'_>) -> Result<Duration, ConfigError> {

@@ -172,6 +172,20 @@ fn events_say_which_records_are_made() {
 }
 
 #[test]
+fn community_ids_are_made_where_they_are_asked_for() {
+    let seed = "attributes.community_id_seed=7";
+    for (set, want) in [
+        (&[][..], None),
+        (&[seed][..], None),
+        (&["attributes.community_id=true"][..], Some(0)),
+        (&["attributes.community_id=true", seed][..], Some(7)),
+    ] {
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        assert_eq!(settings.community_id.map(|id| id.seed), want, "{set:?}");
+    }
+}
+
+#[test]
 fn what_kubernetes_injects_breaks_nothing() {
     let env = &[
         ("FLOWEND_SERVICE_HOST", "10.96.0.7"),
@@ -284,6 +298,10 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["events=begin"]), &["key `events`: lacks \"end\"", "[\"end\", \"begin\"]"]),
         (set(&["events=[]"]), &["key `events`: lacks \"end\""]),
         (set(&["progress.interval=0s"]), &["`progress.interval`", "must be more than nothing"]),
+        (
+            set(&["attributes.community_id_seed=65536"]),
+            &["key `attributes.community_id_seed`: 65536 is not between 0 and 65535"],
+        ),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
         (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),

@@ -106,6 +106,9 @@ pub fn attributes<'a>(
     if record.sampling_probability < 1.0 {
         put("flowend.sampling.probability", Value::Double(record.sampling_probability));
     }
+    if let Some(id) = &record.community_id {
+        put("flowend.community_id", Value::Str(Cow::Borrowed(id)));
+    }
     if let Some(error) = end.reason.error_type() {
         put("error.type", Value::Str(error.into()));
     }

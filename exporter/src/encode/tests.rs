@@ -63,6 +63,7 @@ fn record(kind: RecordKind) -> Record {
         process: Some(Process { pid: 77, executable: Some("curl".into()) }),
         local_names: Vec::new(),
         remote_names: vec!["db.test".into(), "db.cdn.test".into()],
+        community_id: None,
         sampling_probability: 0.5,
         start_unix_ns: 1_700_000_000_000_000_000,
         end_unix_ns: 1_700_000_061_000_000_000,
@@ -277,5 +278,23 @@ fn log_records_carry_kind_time_and_span() {
             .filter_map(|line| Some(line.split_once(" = ")?.0.to_owned()))
             .collect();
         assert_eq!(keys, want);
+    }
+}
+
+#[test]
+fn a_community_id_is_told_in_each_kind_and_output() {
+    const ID: &str = "1:LQU9qZlK+B5F3KDmev6m5PMibrg=";
+    for kind in RecordKind::ALL {
+        let with = Record { community_id: Some(ID.into()), ..record(kind) };
+        let line = format!("flowend.community_id = {ID:?}");
+        assert!(shown(&with, Profile::Semconv).contains(&line), "{kind:?}");
+        assert!(text_line(&with, &TimeZone::UTC).ends_with(&format!(" curl[77] {ID}")));
+        let key = "flowend.community_id";
+        let log = LogEncoder::new(Profile::Tracee).encode(&with);
+        let told = log.attributes_iter().find(|(k, _)| k.as_str() == key);
+        assert_eq!(told.map(|(_, value)| value), Some(&AnyValue::from(ID)));
+        let span = span(&with, Profile::Semconv, &scope());
+        let told = span.attributes.iter().find(|kv| kv.key.as_str() == key);
+        assert_eq!(told.map(|kv| kv.value.as_str().into_owned()), Some(ID.to_owned()));
     }
 }

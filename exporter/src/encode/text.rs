@@ -55,6 +55,9 @@ pub fn text_line(record: &Record, zone: &TimeZone) -> String {
         }
         None => line.push('-'),
     }
+    if let Some(id) = &record.community_id {
+        let _ = write!(line, " {id}");
+    }
     line
 }
 

@@ -32,6 +32,7 @@ fn stages(sampling_ratio: f64) -> Stages {
         opened: OpenedNames::new(10),
         own: OwnSockets::default(),
         ids: Ids::new("k", 1),
+        community_id: Some(CommunityId { seed: 0 }),
         peer_cidrs: Vec::new(),
         sampler: Sampler::new(sampling_ratio),
         ledger: Arc::new(Ledger::default()),
@@ -103,6 +104,8 @@ async fn the_records_of_a_connection_agree_and_only_its_end_is_a_span() {
         assert_eq!(kinds, want);
         for log in &logs {
             assert_eq!(log.ids, logs[0].ids);
+            let ends = (log.end.local, log.end.remote);
+            assert_eq!(log.community_id, Some(CommunityId { seed: 0 }.of(ends.1, ends.0)));
             assert_eq!(log.start_unix_ns, 1010);
             assert!(Arc::ptr_eq(&log.workload, &logs[0].workload));
         }
