@@ -18,7 +18,7 @@ use flowend::flow::FlowTable;
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
 use flowend::pipeline::{OpenedNames, Pipeline, Stages};
-use flowend::record::Record;
+use flowend::record::{EventSet, Record, RecordKind};
 use flowend::sample::Sampler;
 use flowend_probe_types::{
     ACK, Addr, Event, EventKind, FIN, ProcessEvent, SYN, TcpEvent, TcpState,
@@ -109,7 +109,7 @@ fn flow(steps: &[Step]) -> u64 {
 }
 
 fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
-    let queue = Queue::new(ENDS as usize, OutputLedger::new("bench"));
+    let queue = Queue::new(ENDS as usize, OutputLedger::new("bench", EventSet::ENDS));
     let mut pipeline = Pipeline::new(
         1 << 18,
         Stages {
@@ -127,6 +127,7 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
             opened: OpenedNames::new(1 << 18),
             own: OwnSockets::default(),
             ids: Ids::new("bench", 1),
+            community_id: None,
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
             sampler: Sampler::new(1.0),
             ledger: Arc::new(Ledger::default()),
@@ -141,7 +142,7 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
 }
 
 fn pipeline(steps: &[Step]) -> u64 {
-    run_pipeline(steps).ledger().in_flight()
+    run_pipeline(steps).ledger().of(RecordKind::End).in_flight()
 }
 
 fn encoded(steps: &[Step]) -> u64 {
@@ -166,7 +167,7 @@ fn encoded(steps: &[Step]) -> u64 {
         ExportTraceServiceRequest { resource_spans }.encode(&mut wire).expect("memory");
         black_box(&wire);
         ends += batch.len() as u64;
-        queue.settle(batch.len());
+        queue.settle(&batch, Ok(()));
     }
     ends
 }

@@ -40,10 +40,10 @@ impl Ids {
         Self { key: half, own: seed.to_le_bytes() }
     }
 
-    /// The ids of a connection's record and span.
+    /// The ids of a connection's records and span: the same at its begin, on its way and at its end.
     pub fn of(&self, end: &ConnectionEnd) -> ConnectionIds {
         let Some(isns) = end.isns else {
-            let id = |label: u8| hash(&self.own, label, &[end.cookie, end.start_ns, end.end_ns]);
+            let id = |label: u8| hash(&self.own, label, &[end.cookie, end.start_ns]);
             return ConnectionIds {
                 trace_id: trace_id(id(b'T')),
                 span_id: span_id(id(b'S')),
@@ -140,6 +140,26 @@ mod tests {
         assert_ne!(of(1, 1).trace_id, of(2, 1).trace_id);
         assert_ne!(of(1, 1).trace_id, of(1, 2).trace_id);
         assert_eq!(of(1, 1).client_span_id, None);
+    }
+
+    #[test]
+    fn begin_progress_and_end_agree() {
+        for isns in [None, Some(ISNS)] {
+            let of = |end_ns| {
+                let then = ConnectionEnd { end_ns, ..end(Direction::Incoming, isns, 7) };
+                Ids::new("k", 1).of(&then)
+            };
+            assert_eq!(of(8), of(9), "{isns:?}");
+        }
+    }
+
+    #[test]
+    fn one_socket_connecting_again_is_another_trace() {
+        let of = |start_ns| {
+            let again = ConnectionEnd { start_ns, ..end(Direction::Outgoing, None, 7) };
+            Ids::new("k", 1).of(&again).trace_id
+        };
+        assert_ne!(of(1), of(2));
     }
 
     #[test]

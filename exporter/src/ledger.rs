@@ -1,14 +1,17 @@
-//! The ledger: what became of every end that was seen.
+//! The ledger: what became of every end that was seen, and of every begin and progress.
 //!
-//! For each output, at every moment:
+//! For each output and each kind of record, at every moment:
 //! `seen = exported + sampled_out + filtered + dropped{cause} + in_flight`,
 //! where `in_flight` is measured (queue length and unanswered requests), never the remainder.
+//! The kinds are counted apart, so that the count of ends is the count of connections.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why an end was not exported though nobody asked for that.
+use crate::record::{EventSet, RecordKind};
+
+/// Why a record was not exported though nobody asked for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropCause {
     /// The output's queue was full.
@@ -41,13 +44,24 @@ impl DropCause {
 
 /// Counts what happens before the outputs part.
 #[derive(Debug, Default)]
-pub struct Ledger {
-    /// Ends that the state machine yielded.
+pub struct Ledger([KindLedger; RecordKind::ALL.len()]);
+
+/// Of one kind of record.
+#[derive(Debug, Default)]
+pub struct KindLedger {
+    /// Those that the state machine yielded.
     pub seen: Count,
-    /// Ends of flowend's own connections.
+    /// Those of flowend's own connections.
     pub filtered_self: Count,
-    /// Ends that sampling left out.
+    /// Those that sampling left out.
     pub sampled_out: Count,
+}
+
+impl Ledger {
+    /// What is counted of one kind.
+    pub const fn of(&self, kind: RecordKind) -> &KindLedger {
+        &self.0[kind as usize]
+    }
 }
 
 /// Counts what happens at one output.
@@ -55,6 +69,14 @@ pub struct Ledger {
 pub struct OutputLedger {
     /// "text", "json", "otlp.logs" or "otlp.traces".
     pub name: &'static str,
+    /// The kinds of records that it gets.
+    pub events: EventSet,
+    kinds: [KindOutput; RecordKind::ALL.len()],
+}
+
+/// Of one kind of record at one output.
+#[derive(Debug, Default)]
+pub struct KindOutput {
     /// Acknowledged by the receiver; written, for stdout.
     pub exported: Count,
     /// In the queue.
@@ -87,17 +109,23 @@ impl Count {
 }
 
 impl OutputLedger {
-    /// All zero.
-    pub fn new(name: &'static str) -> Arc<Self> {
-        Arc::new(Self {
-            name,
-            exported: Count::default(),
-            queued: Count::default(),
-            unanswered: Count::default(),
-            dropped: Default::default(),
-        })
+    /// All zero, for an output that gets records of these kinds.
+    pub fn new(name: &'static str, events: EventSet) -> Arc<Self> {
+        Arc::new(Self { name, events, kinds: Default::default() })
     }
 
+    /// What is counted of one kind.
+    pub const fn of(&self, kind: RecordKind) -> &KindOutput {
+        &self.kinds[kind as usize]
+    }
+
+    /// Drops of one cause, of all kinds together.
+    pub fn dropped(&self, cause: DropCause) -> u64 {
+        self.kinds.iter().map(|kind| kind.dropped(cause)).sum()
+    }
+}
+
+impl KindOutput {
     /// Counts drops.
     pub fn drop_records(&self, cause: DropCause, n: usize) {
         self.dropped[cause as usize].add(n);
@@ -114,27 +142,75 @@ impl OutputLedger {
     }
 }
 
-/// The ledger of one output as a line, in the words of the identity.
-pub struct Line<'a>(pub &'a Ledger, pub &'a OutputLedger);
+/// The ledger of one kind of record at one output as a line, in the words of the identity.
+pub struct Line<'a> {
+    ledger: &'a Ledger,
+    output: &'a OutputLedger,
+    kind: RecordKind,
+}
+
+impl<'a> Line<'a> {
+    /// A line for each kind that the output gets: ends first.
+    pub fn all(ledger: &'a Ledger, output: &'a OutputLedger) -> impl Iterator<Item = Self> {
+        [RecordKind::End, RecordKind::Begin, RecordKind::Progress]
+            .into_iter()
+            .filter(|kind| output.events.contains(*kind))
+            .map(move |kind| Self { ledger, output, kind })
+    }
+}
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(all, output) = self;
+        let (all, own) = (self.ledger.of(self.kind), self.output.of(self.kind));
+        f.write_str(self.output.name)?;
+        if self.kind != RecordKind::End {
+            write!(f, " {}", self.kind.as_str())?;
+        }
         write!(
             f,
-            "{}: seen {} = exported {} + sampled_out {} + filtered{{self}} {}",
-            output.name,
+            ": seen {} = exported {} + sampled_out {} + filtered{{self}} {}",
             all.seen.get(),
-            output.exported.get(),
+            own.exported.get(),
             all.sampled_out.get(),
             all.filtered_self.get(),
         )?;
         for cause in DropCause::ALL {
-            let n = output.dropped(cause);
+            let n = own.dropped(cause);
             if n > 0 {
                 write!(f, " + dropped{{{}}} {n}", cause.as_str())?;
             }
         }
-        write!(f, " + in_flight {}", output.in_flight())
+        write!(f, " + in_flight {}", own.in_flight())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_counted_apart_and_each_that_is_on_has_its_line() {
+        let ledger = Ledger::default();
+        ledger.of(RecordKind::Begin).seen.add(3);
+        ledger.of(RecordKind::Begin).sampled_out.add(1);
+        ledger.of(RecordKind::End).seen.add(7);
+        ledger.of(RecordKind::End).filtered_self.add(4);
+        let lines = |events| {
+            let output = OutputLedger::new("otlp.logs", events);
+            output.of(RecordKind::Begin).exported.add(2);
+            output.of(RecordKind::End).queued.add(1);
+            output.of(RecordKind::End).unanswered.add(1);
+            output.of(RecordKind::End).drop_records(DropCause::QueueFull, 1);
+            Line::all(&ledger, &output).map(|line| line.to_string()).collect::<Vec<_>>()
+        };
+        let end = "otlp.logs: seen 7 = exported 0 + sampled_out 0 + filtered{self} 4 + \
+                   dropped{queue_full} 1 + in_flight 2";
+        let begin = "otlp.logs begin: seen 3 = exported 2 + sampled_out 1 + filtered{self} 0 + \
+                     in_flight 0";
+        let progress = "otlp.logs progress: seen 0 = exported 0 + sampled_out 0 + \
+                        filtered{self} 0 + in_flight 0";
+        assert_eq!(lines(EventSet::ENDS), [end]);
+        assert_eq!(lines(EventSet { begin: true, progress: false }), [end, begin]);
+        assert_eq!(lines(EventSet { begin: true, progress: true }), [end, begin, progress]);
     }
 }

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod check;
 pub mod cli;
 pub mod clock;
+pub mod community_id;
 pub mod config;
 pub mod demo;
 pub mod dns;

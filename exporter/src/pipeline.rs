@@ -8,13 +8,14 @@ use flowend_probe_types::{Event, RingItem, TcpEvent};
 use hashlink::LruCache;
 use ipnet::IpNet;
 
+use crate::community_id::CommunityId;
 use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
 use crate::flow::{ConnectionEnd, FlowTable};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
-use crate::record::Record;
+use crate::record::{Record, RecordKind};
 use crate::sample::Sampler;
 
 /// Everything between the events and the queues.
@@ -24,7 +25,7 @@ pub struct Pipeline {
     stages: Stages,
 }
 
-/// What makes a record of an end.
+/// What makes a record of what the flow table yields.
 #[derive(Debug)]
 pub struct Stages {
     /// Connection to process.
@@ -39,11 +40,13 @@ pub struct Stages {
     pub own: OwnSockets,
     /// Derives ids.
     pub ids: Ids,
+    /// Makes Community IDs, where they are asked for.
+    pub community_id: Option<CommunityId>,
     /// Peers whose CLIENT spans somebody sends.
     pub peer_cidrs: Vec<IpNet>,
     /// Which records are kept.
     pub sampler: Sampler,
-    /// What became of each end.
+    /// What became of each end, begin and progress.
     pub ledger: Arc<Ledger>,
     /// One for each output and signal.
     pub queues: Vec<Arc<Queue<Arc<Record>>>>,
@@ -70,7 +73,8 @@ impl Pipeline {
             Event::Tcp(_, tcp) => {
                 self.stages.workloads.observe(tcp.cgroup_id);
                 let stages = &mut self.stages;
-                self.flows.apply(event, &mut |end| stages.end(end, boot_to_unix_ns));
+                self.flows
+                    .apply(event, &mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
                 // After it: the SYN may have ended another connection of the same socket.
                 self.stages.opened.observe(tcp, &self.stages.dns);
             }
@@ -80,13 +84,13 @@ impl Pipeline {
     /// Reports what is due at `now_ns`.
     pub fn tick(&mut self, now_ns: u64, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
-        self.flows.tick(now_ns, &mut |end| stages.end(end, boot_to_unix_ns));
+        self.flows.tick(now_ns, &mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
     }
 
     /// Reports every connection that is over, and closes the queues.
     pub fn finish(&mut self, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
-        self.flows.finish(&mut |end| stages.end(end, boot_to_unix_ns));
+        self.flows.finish(&mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
         for queue in &self.stages.queues {
             queue.close();
         }
@@ -134,7 +138,13 @@ impl OpenedNames {
         }
     }
 
-    /// What was taken at the SYN of just this connection.
+    /// What was taken at the SYN of just this connection; it stays for the connection's end.
+    fn get(&self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
+        let opened = self.0.peek(&end.cookie)?;
+        (opened.time_ns == end.start_ns).then(|| opened.names.clone())
+    }
+
+    /// What was taken at the SYN of just this connection, which is over.
     fn take(&mut self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
         let is_its = self.0.peek(&end.cookie)?.time_ns == end.start_ns;
         is_its.then(|| self.0.remove(&end.cookie).map(|opened| opened.names)).flatten()
@@ -142,35 +152,45 @@ impl OpenedNames {
 }
 
 impl Stages {
-    fn end(&mut self, end: ConnectionEnd, boot_to_unix_ns: u64) {
-        self.ledger.seen.add(1);
-        let opened = self.opened.take(&end);
+    /// Makes a record and hands it to each output that gets its kind. What the end of a connection
+    /// needs is left in place by its begin and progresses.
+    fn record(&mut self, kind: RecordKind, end: ConnectionEnd, boot_to_unix_ns: u64) {
+        self.ledger.of(kind).seen.add(1);
+        let (is_own_socket, opened) = match kind {
+            RecordKind::End => (self.own.take(end.cookie), self.opened.take(&end)),
+            RecordKind::Begin | RecordKind::Progress => {
+                (self.own.contains(end.cookie), self.opened.get(&end))
+            }
+        };
         let process = self.processes.of(&end);
-        if self.own.take(end.cookie) || self.is_own_process(&end, process.as_ref()) {
-            self.ledger.filtered_self.add(1);
+        if is_own_socket || self.is_own_process(&end, process.as_ref()) {
+            self.ledger.of(kind).filtered_self.add(1);
             return;
         }
         let ids = self.ids.of(&end);
         let Some(sampling_probability) = self.sampler.keep(ids.trace_id, end.reason) else {
-            self.ledger.sampled_out.add(1);
+            self.ledger.of(kind).sampled_out.add(1);
             return;
         };
         let (local_names, remote_names) = self.names(&end, opened);
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
+        let community_id = self.community_id.map(|id| id.of(end.local, end.remote));
         let record = Arc::new(Record {
+            kind,
             ids,
             parent_span_id,
             workload,
             process,
             local_names,
             remote_names,
+            community_id,
             sampling_probability,
             start_unix_ns: end.start_ns + boot_to_unix_ns,
             end_unix_ns: end.end_ns + boot_to_unix_ns,
             end,
         });
-        for queue in &self.queues {
+        for queue in self.queues.iter().filter(|q| q.ledger().events.contains(kind)) {
             queue.push(Arc::clone(&record));
         }
     }
@@ -200,3 +220,6 @@ impl Stages {
         self.peer_cidrs.iter().any(|range| range.contains(&peer))
     }
 }
+
+#[cfg(test)]
+mod tests;

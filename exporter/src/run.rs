@@ -21,7 +21,7 @@ use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
-use crate::record::Record;
+use crate::record::{EventSet, Record};
 use crate::sample::Sampler;
 use crate::source::RingSource;
 
@@ -96,6 +96,7 @@ impl Sidecar {
                 opened: OpenedNames::new(settings.max_flows),
                 own,
                 ids: Ids::new(&settings.ids_key, random_seed()),
+                community_id: settings.community_id,
                 peer_cidrs: settings.peer_cidrs.clone(),
                 sampler: Sampler::new(settings.sampling_ratio),
                 ledger: Arc::clone(&ledger),
@@ -153,7 +154,9 @@ impl Sidecar {
         info!("{}", dns_line(&self.pipeline.dns().stats()));
         let outputs = finish_outputs(self.outputs, self.shutdown_timeout).await;
         for output in &outputs {
-            info!("{}", Line(&self.ledger, output));
+            for line in Line::all(&self.ledger, output) {
+                info!("{line}");
+            }
         }
         match failed {
             Some(error) => Err(error),
@@ -231,8 +234,8 @@ fn dns_line(stats: &DnsStats) -> String {
 
 fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<RunningOutput>> {
     let mut outputs = Vec::new();
-    let queue = |name| {
-        let ledger = OutputLedger::new(name);
+    let queue = |name, events| {
+        let ledger = OutputLedger::new(name, events);
         (Queue::new(settings.export.queue_records, Arc::clone(&ledger)), ledger)
     };
     for output in &settings.outputs {
@@ -240,11 +243,12 @@ fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<Ru
             Output::Text => StreamFormat::Text,
             Output::Json => StreamFormat::Json(settings.profile),
             Output::Otlp => {
-                for (signal, receiver) in [
-                    (Signal::Logs, &settings.receivers.logs),
-                    (Signal::Traces, &settings.receivers.traces),
+                // A span is the whole connection: it is sent at its end.
+                for (signal, receiver, events) in [
+                    (Signal::Logs, &settings.receivers.logs, settings.events),
+                    (Signal::Traces, &settings.receivers.traces, EventSet::ENDS),
                 ] {
-                    let (queue, ledger) = queue(signal.output());
+                    let (queue, ledger) = queue(signal.output(), events);
                     let task = export::spawn_otlp(
                         signal,
                         Arc::clone(&queue),
@@ -258,7 +262,7 @@ fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<Ru
                 continue;
             }
         };
-        let (queue, ledger) = queue(output.as_str());
+        let (queue, ledger) = queue(output.as_str(), settings.events);
         let task = export::spawn_stream(Arc::clone(&queue), format, tokio::io::stdout());
         outputs.push(RunningOutput { queue, ledger, task });
     }

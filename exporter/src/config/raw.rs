@@ -9,6 +9,8 @@ use serde::Deserialize;
 pub(super) struct RawSettings {
     pub(super) targets: Vec<String>,
     pub(super) outputs: Vec<String>,
+    pub(super) events: Vec<String>,
+    pub(super) progress: RawProgress,
     pub(super) log: RawLog,
     pub(super) otlp: RawOtlp,
     pub(super) export: RawExport,
@@ -22,6 +24,12 @@ pub(super) struct RawSettings {
     pub(super) attributes: RawAttributes,
     pub(super) resource: RawResource,
     pub(super) shutdown: RawShutdown,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProgress {
+    pub(super) interval: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,6 +121,8 @@ pub(super) struct RawSampling {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAttributes {
     pub(super) profile: String,
+    pub(super) community_id: bool,
+    pub(super) community_id_seed: i64,
 }
 
 #[derive(Debug, Deserialize)]

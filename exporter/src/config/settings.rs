@@ -9,8 +9,10 @@ use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
 use super::print::without_password;
-use super::raw::{RawDns, RawOtlp, RawSettings, RawSignal};
+use super::raw::{RawAttributes, RawDns, RawOtlp, RawSettings, RawSignal};
+use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
+use crate::record::{EventSet, RecordKind};
 use crate::targets::Pattern;
 
 /// Names the layer that a key's value came from.
@@ -23,6 +25,10 @@ pub struct Settings {
     pub targets: Vec<Pattern>,
     /// Where records go.
     pub outputs: Vec<Output>,
+    /// The kinds of records that are made.
+    pub events: EventSet,
+    /// How often a connection that lives on makes a progress record.
+    pub progress_interval: Duration,
     /// The program's own messages.
     pub log_level: LevelFilter,
     /// The OTLP receiver of each signal.
@@ -49,6 +55,8 @@ pub struct Settings {
     pub sampling_ratio: f64,
     /// Names of the attributes.
     pub profile: Profile,
+    /// Makes Community IDs, if they are asked for.
+    pub community_id: Option<CommunityId>,
     /// service.name of all, or of each workload its own.
     pub service_name: Option<String>,
     /// Added to every resource.
@@ -156,6 +164,8 @@ impl Settings {
         Ok(Self {
             targets: targets(&raw.targets, origin)?,
             outputs: outputs(&raw.outputs, endpoint_given, origin)?,
+            events: events(&raw.events, origin)?,
+            progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,
             log_level: one_of(
                 "log.level",
                 &raw.log.level,
@@ -217,6 +227,7 @@ impl Settings {
                 &[("semconv", Profile::Semconv), ("tracee", Profile::Tracee)],
                 origin,
             )?,
+            community_id: community_id(&raw.attributes, origin)?,
             service_name: non_empty(raw.resource.service_name),
             resource_attributes: raw.resource.attributes,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
@@ -281,6 +292,23 @@ fn outputs(
     Ok(outputs)
 }
 
+fn events(given: &[String], origin: Origin<'_>) -> Result<EventSet, ConfigError> {
+    let choices: Vec<_> = RecordKind::ALL.iter().map(|kind| (kind.as_str(), *kind)).collect();
+    let kinds = given
+        .iter()
+        .map(|text| one_of("events", text, &choices, origin))
+        .collect::<Result<Vec<_>, _>>()?;
+    if !kinds.contains(&RecordKind::End) {
+        let problem = "lacks \"end\": the ends of connections are always reported, others beside \
+                       them; write [\"end\", \"begin\"], for example";
+        return Err(bad("events", origin, problem.into()));
+    }
+    Ok(EventSet {
+        begin: kinds.contains(&RecordKind::Begin),
+        progress: kinds.contains(&RecordKind::Progress),
+    })
+}
+
 /// Longer is a mistake.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -294,6 +322,17 @@ fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, Confi
             )
         },
     )
+}
+
+fn community_id(
+    attributes: &RawAttributes,
+    origin: Origin<'_>,
+) -> Result<Option<CommunityId>, ConfigError> {
+    let seed = u16::try_from(attributes.community_id_seed).map_err(|_| {
+        let problem = format!("{} is not between 0 and 65535", attributes.community_id_seed);
+        bad("attributes.community_id_seed", origin, problem)
+    })?;
+    Ok(attributes.community_id.then_some(CommunityId { seed }))
 }
 
 fn max_ttl(dns: &RawDns, origin: Origin<'_>) -> Result<Duration, ConfigError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::record::EventSet;
 
 #[derive(Default)]
 struct Given<'a> {
@@ -33,6 +34,8 @@ fn the_default_file_is_a_valid_configuration() {
     assert_eq!(layered.settings.outputs, [Output::Text]);
     assert_eq!(layered.settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/"]);
     assert_eq!(layered.settings.export.interval, Duration::from_secs(1));
+    assert_eq!(layered.settings.events, EventSet::ENDS);
+    assert_eq!(layered.settings.progress_interval, Duration::from_secs(60));
     assert!(layered.warnings.is_empty());
 }
 
@@ -154,6 +157,35 @@ fn values_are_toml_or_else_strings() {
 }
 
 #[test]
+fn events_say_which_records_are_made() {
+    for (given, begin, progress) in [
+        ("events=end", false, false),
+        ("events=end,begin", true, false),
+        ("events=[\"progress\", \"end\"]", false, true),
+        ("events=begin,progress,end,end", true, true),
+    ] {
+        let set = &[given, "progress.interval=5s"];
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        assert_eq!(settings.events, EventSet { begin, progress }, "{given}");
+        assert_eq!(settings.progress_interval, Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn community_ids_are_made_where_they_are_asked_for() {
+    let seed = "attributes.community_id_seed=7";
+    for (set, want) in [
+        (&[][..], None),
+        (&[seed][..], None),
+        (&["attributes.community_id=true"][..], Some(0)),
+        (&["attributes.community_id=true", seed][..], Some(7)),
+    ] {
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        assert_eq!(settings.community_id.map(|id| id.seed), want, "{set:?}");
+    }
+}
+
+#[test]
 fn what_kubernetes_injects_breaks_nothing() {
     let env = &[
         ("FLOWEND_SERVICE_HOST", "10.96.0.7"),
@@ -259,6 +291,17 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),
+        (
+            set(&["events=end,began"]),
+            &["--set events: key `events`: \"began\" is none of \"begin\", \"progress\", \"end\""],
+        ),
+        (set(&["events=begin"]), &["key `events`: lacks \"end\"", "[\"end\", \"begin\"]"]),
+        (set(&["events=[]"]), &["key `events`: lacks \"end\""]),
+        (set(&["progress.interval=0s"]), &["`progress.interval`", "must be more than nothing"]),
+        (
+            set(&["attributes.community_id_seed=65536"]),
+            &["key `attributes.community_id_seed`: 65536 is not between 0 and 65535"],
+        ),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
         (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),

@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 
 use super::Received;
 use super::traffic::{Ending, Role};
-use crate::record::EVENT_NAME;
+use crate::record::RecordKind;
 
 /// Prints a line for each expected record, and returns what is missing or wrong.
 pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
@@ -117,7 +117,7 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
             return Err(format!("{key} is \"{got}\", and \"{want}\" is true"));
         }
     }
-    if log.event_name != EVENT_NAME {
+    if log.event_name != RecordKind::End.event_name() {
         return Err(format!("the event's name is \"{}\"", log.event_name));
     }
     if (&log.trace_id, &log.span_id) != (&span.trace_id, &span.span_id) {

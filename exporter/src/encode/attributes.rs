@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use super::text::{bytes, duration};
 use crate::config::Profile;
-use crate::flow::{Direction, Endpoint, Side};
-use crate::record::Record;
+use crate::flow::{ConnectionEnd, Direction, Endpoint, Side};
+use crate::record::{Record, RecordKind};
 
 /// An attribute's value, as OTLP and JSON know them.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,80 +65,49 @@ const TRACEE: Keys = Keys {
     dst_domains: "dstDomains",
 };
 
+const LOCAL_DOMAINS: &str = "flowend.local.domains";
+const PEER_DOMAINS: &str = "flowend.peer.domains";
+const HANDSHAKE_RTT: &str = "flowend.rtt.handshake_us";
+
 /// Hands each attribute of the record to `put`, always in the same order.
+///
+/// `source` and `destination` mean the side that terminated the connection and the other one, so
+/// only an end has them; a begin and a progress have the names beside the own socket and its peer.
 pub fn attributes<'a>(
     record: &'a Record,
     profile: Profile,
     mut put: impl FnMut(&'static str, Value<'a>),
 ) {
+    let put = &mut put;
     let keys = match profile {
         Profile::Semconv => &SEMCONV,
         Profile::Tracee => &TRACEE,
     };
     let end = &record.end;
-    let (source, destination) = (end.source(), end.destination());
     put(keys.direction, Value::Str(end.direction.as_str().into()));
-    put(keys.src_ip, Value::ip(source));
-    put(keys.src_port, Value::count(source.port));
-    put(keys.dst_ip, Value::ip(destination));
-    put(keys.dst_port, Value::count(destination.port));
-    let (source_side, destination_side) = match end.by {
-        Some(Side::Remote) => (Side::Remote, Side::Local),
-        Some(Side::Local) | None => (Side::Local, Side::Remote),
-    };
-    for (key, side) in [(keys.src_domains, source_side), (keys.dst_domains, destination_side)] {
-        if !record.names(side).is_empty() {
-            put(key, Value::List(record.names(side)));
+    match record.kind {
+        RecordKind::End => termination(record, keys, put),
+        RecordKind::Begin | RecordKind::Progress => {
+            names(record, [LOCAL_DOMAINS, PEER_DOMAINS], [Side::Local, Side::Remote], put);
         }
     }
-    if let (Some(client), Some(server)) = (end.client(), end.server()) {
-        let (client_side, server_side) = match end.direction {
-            Direction::Incoming => (Side::Remote, Side::Local),
-            Direction::Outgoing | Direction::Unknown => (Side::Local, Side::Remote),
-        };
-        put("client.address", name_or_ip(record.names(client_side), client));
-        put("client.port", Value::count(client.port));
-        put("server.address", name_or_ip(record.names(server_side), server));
-        put("server.port", Value::count(server.port));
+    roles(record, put);
+    network(record, put);
+    if record.kind == RecordKind::End {
+        ending(record, put);
     }
-    put("network.local.address", Value::ip(end.local));
-    put("network.local.port", Value::count(end.local.port));
-    put("network.peer.address", Value::ip(end.remote));
-    put("network.peer.port", Value::count(end.remote.port));
-    put("network.transport", Value::Str("tcp".into()));
-    let version = if end.remote.ip().is_ipv4() { "ipv4" } else { "ipv6" };
-    put("network.type", Value::Str(version.into()));
-    put("flowend.end.by", Value::Str(end.by.map_or("none", Side::as_str).into()));
-    put("flowend.end.reason", Value::Str(end.reason.as_str().into()));
-    if let Some(side) = end.reset_by {
-        put("flowend.end.reset_by", Value::Str(side.as_str().into()));
-    }
-    put("flowend.conn_state", Value::Str(end.conn_state.into()));
-    put("flowend.history", Value::Str(end.history.as_str().into()));
-    if let Some(ns) = end.duration_ns() {
+    if record.kind != RecordKind::Begin
+        && let Some(ns) = end.duration_ns()
+    {
         put("flowend.duration_us", Value::count(ns / 1000));
     }
-    if let Some(ns) = end.half_close_ns {
-        put("flowend.half_close_us", Value::count(ns / 1000));
-    }
     put("flowend.start_known", Value::Bool(end.start_known));
-    let counters = [
-        ("flowend.bytes.sent", end.counters.bytes_sent),
-        ("flowend.bytes.received", end.counters.bytes_received),
-        ("flowend.segments.sent", end.counters.segments_sent.map(u64::from)),
-        ("flowend.segments.received", end.counters.segments_received.map(u64::from)),
-        ("flowend.retransmits", end.counters.retransmits.map(u64::from)),
-        ("flowend.rtt.handshake_us", end.rtt.handshake_us),
-        ("flowend.rtt.smoothed_us", end.rtt.smoothed_us.map(u64::from)),
-        ("flowend.rtt.min_us", end.rtt.min_us.map(u64::from)),
-    ];
-    for (key, count) in counters {
-        if let Some(count) = count {
-            put(key, Value::count(count));
-        }
-    }
+    counters(record, put);
     if record.sampling_probability < 1.0 {
         put("flowend.sampling.probability", Value::Double(record.sampling_probability));
+    }
+    if let Some(id) = &record.community_id {
+        put("flowend.community_id", Value::Str(Cow::Borrowed(id)));
     }
     if let Some(error) = end.reason.error_type() {
         put("error.type", Value::Str(error.into()));
@@ -146,6 +116,102 @@ pub fn attributes<'a>(
         put("process.pid", Value::count(process.pid));
         if let Some(name) = &process.executable {
             put("process.executable.name", Value::Str(Cow::Borrowed(name)));
+        }
+    }
+}
+
+/// Takes in one attribute.
+trait Put<'a>: FnMut(&'static str, Value<'a>) {}
+
+impl<'a, F: FnMut(&'static str, Value<'a>)> Put<'a> for F {}
+
+/// Which side terminated the connection.
+fn termination<'a>(record: &'a Record, keys: &Keys, put: &mut impl Put<'a>) {
+    let end = &record.end;
+    let (source, destination) = (end.source(), end.destination());
+    put(keys.src_ip, Value::ip(source));
+    put(keys.src_port, Value::count(source.port));
+    put(keys.dst_ip, Value::ip(destination));
+    put(keys.dst_port, Value::count(destination.port));
+    let sides = match end.by {
+        Some(Side::Remote) => [Side::Remote, Side::Local],
+        Some(Side::Local) | None => [Side::Local, Side::Remote],
+    };
+    names(record, [keys.src_domains, keys.dst_domains], sides, put);
+}
+
+/// The names of each side's address, where there are any.
+fn names<'a>(
+    record: &'a Record,
+    keys: [&'static str; 2],
+    sides: [Side; 2],
+    put: &mut impl Put<'a>,
+) {
+    for (key, side) in keys.into_iter().zip(sides) {
+        if !record.names(side).is_empty() {
+            put(key, Value::List(record.names(side)));
+        }
+    }
+}
+
+/// Who connected and who accepted, when the direction is known.
+fn roles<'a>(record: &'a Record, put: &mut impl Put<'a>) {
+    let end = &record.end;
+    let (Some(client), Some(server)) = (end.client(), end.server()) else { return };
+    let (client_side, server_side) = match end.direction {
+        Direction::Incoming => (Side::Remote, Side::Local),
+        Direction::Outgoing | Direction::Unknown => (Side::Local, Side::Remote),
+    };
+    put("client.address", name_or_ip(record.names(client_side), client));
+    put("client.port", Value::count(client.port));
+    put("server.address", name_or_ip(record.names(server_side), server));
+    put("server.port", Value::count(server.port));
+}
+
+/// The own socket and its peer.
+fn network<'a>(record: &'a Record, put: &mut impl Put<'a>) {
+    let end = &record.end;
+    put("network.local.address", Value::ip(end.local));
+    put("network.local.port", Value::count(end.local.port));
+    put("network.peer.address", Value::ip(end.remote));
+    put("network.peer.port", Value::count(end.remote.port));
+    put("network.transport", Value::Str("tcp".into()));
+    let version = if end.remote.ip().is_ipv4() { "ipv4" } else { "ipv6" };
+    put("network.type", Value::Str(version.into()));
+}
+
+/// How it ended.
+fn ending<'a>(record: &'a Record, put: &mut impl Put<'a>) {
+    let end = &record.end;
+    put("flowend.end.by", Value::Str(end.by.map_or("none", Side::as_str).into()));
+    put("flowend.end.reason", Value::Str(end.reason.as_str().into()));
+    if let Some(side) = end.reset_by {
+        put("flowend.end.reset_by", Value::Str(side.as_str().into()));
+    }
+    put("flowend.conn_state", Value::Str(end.conn_state.into()));
+    put("flowend.history", Value::Str(end.history.as_str().into()));
+    if let Some(ns) = end.half_close_ns {
+        put("flowend.half_close_us", Value::count(ns / 1000));
+    }
+}
+
+/// What the socket has counted so far: at the begin nothing but the handshake's time.
+fn counters<'a>(record: &'a Record, put: &mut impl Put<'a>) {
+    let (counted, rtt) = (&record.end.counters, &record.end.rtt);
+    let counters = [
+        ("flowend.bytes.sent", counted.bytes_sent),
+        ("flowend.bytes.received", counted.bytes_received),
+        ("flowend.segments.sent", counted.segments_sent.map(u64::from)),
+        ("flowend.segments.received", counted.segments_received.map(u64::from)),
+        ("flowend.retransmits", counted.retransmits.map(u64::from)),
+        (HANDSHAKE_RTT, rtt.handshake_us),
+        ("flowend.rtt.smoothed_us", rtt.smoothed_us.map(u64::from)),
+        ("flowend.rtt.min_us", rtt.min_us.map(u64::from)),
+    ];
+    for (key, count) in counters {
+        let tells = record.kind != RecordKind::Begin || key == HANDSHAKE_RTT;
+        if let Some(count) = count.filter(|_| tells) {
+            put(key, Value::count(count));
         }
     }
 }
@@ -165,17 +231,40 @@ pub const fn severity_is_warning(record: &Record) -> bool {
 pub fn body(record: &Record) -> String {
     let end = &record.end;
     let mut text = String::with_capacity(96);
-    let arrow = match end.direction {
+    let preposition = match end.direction {
         Direction::Outgoing => "to",
         Direction::Incoming => "from",
         Direction::Unknown => "with",
     };
-    let _ = write!(text, "tcp connection {arrow} {} ended: {}", end.remote, end.reason.as_str());
+    let _ = write!(text, "tcp connection {preposition} {} ", end.remote);
+    match record.kind {
+        RecordKind::Begin => text.push_str("began"),
+        RecordKind::Progress => still_open(end, &mut text),
+        RecordKind::End => ended(end, &mut text),
+    }
+    text
+}
+
+fn still_open(end: &ConnectionEnd, text: &mut String) {
+    text.push_str("is open");
+    if let Some(ns) = end.duration_ns() {
+        let _ = write!(text, ", since {}", duration(ns));
+    }
+    for (count, verb) in
+        [(end.counters.bytes_sent, "sent"), (end.counters.bytes_received, "received")]
+    {
+        if let Some(count) = count {
+            let _ = write!(text, ", {verb} {}", bytes(count));
+        }
+    }
+}
+
+fn ended(end: &ConnectionEnd, text: &mut String) {
+    let _ = write!(text, "ended: {}", end.reason.as_str());
     if let Some(side) = end.by {
         let _ = write!(text, ", by {}", side.as_str());
     }
     if let Some(ns) = end.duration_ns() {
-        let _ = write!(text, ", after {}", super::text::duration(ns));
+        let _ = write!(text, ", after {}", duration(ns));
     }
-    text
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json, json};
 use super::attributes::{Value, attributes, body, severity_is_warning};
 use crate::config::Profile;
 use crate::flow::Direction;
-use crate::record::{EVENT_NAME, Record, SPAN_NAME};
+use crate::record::{Record, RecordKind, SPAN_NAME};
 
 /// The record as one JSON object, without the newline.
 pub fn json_line(record: &Record, profile: Profile) -> String {
@@ -20,31 +20,37 @@ pub fn json_line(record: &Record, profile: Profile) -> String {
         .iter()
         .map(|(key, value)| (key.to_string(), Json::from(value.to_string())))
         .collect();
-    let kind = match record.end.direction {
-        Direction::Outgoing => "CLIENT",
-        Direction::Incoming => "SERVER",
-        Direction::Unknown => "INTERNAL",
-    };
-    let warning = severity_is_warning(record);
-    json!({
+    let mut line = json!({
         "timestamp": rfc3339(record.end_unix_ns),
-        "event_name": EVENT_NAME,
-        "severity": if warning { "WARN" } else { "INFO" },
+        "event_name": record.kind.event_name(),
+        "severity": if severity_is_warning(record) { "WARN" } else { "INFO" },
         "body": body(record),
         "trace_id": record.ids.trace_id.to_string(),
         "span_id": record.ids.span_id.to_string(),
         "resource": resource,
         "attributes": flat,
-        "span": {
-            "name": SPAN_NAME,
-            "kind": kind,
-            "parent_span_id": record.parent_span_id.map(|id| id.to_string()),
-            "start": rfc3339(record.start_unix_ns),
-            "end": rfc3339(record.end_unix_ns),
-            "status": if warning { "ERROR" } else { "UNSET" },
-        },
+    });
+    // A span is over when it is sent.
+    if record.kind == RecordKind::End {
+        line["span"] = span(record);
+    }
+    line.to_string()
+}
+
+fn span(record: &Record) -> Json {
+    let kind = match record.end.direction {
+        Direction::Outgoing => "CLIENT",
+        Direction::Incoming => "SERVER",
+        Direction::Unknown => "INTERNAL",
+    };
+    json!({
+        "name": SPAN_NAME,
+        "kind": kind,
+        "parent_span_id": record.parent_span_id.map(|id| id.to_string()),
+        "start": rfc3339(record.start_unix_ns),
+        "end": rfc3339(record.end_unix_ns),
+        "status": if severity_is_warning(record) { "ERROR" } else { "UNSET" },
     })
-    .to_string()
 }
 
 /// UTC with all nine digits of the nanoseconds.

@@ -9,3 +9,6 @@ pub use attributes::{Value, attributes, body, severity_is_warning};
 pub use json::json_line;
 pub use otlp::{LogEncoder, scope, span};
 pub use text::{HEADER, text_line};
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use super::attributes::{Value, attributes, body, severity_is_warning};
 use crate::config::Profile;
 use crate::flow::Direction;
-use crate::record::{EVENT_NAME, Record, SPAN_NAME};
+use crate::record::{Record, SPAN_NAME};
 
 /// The instrumentation scope: flowend itself.
 pub fn scope() -> InstrumentationScope {
@@ -39,7 +39,7 @@ impl LogEncoder {
     /// The log record of a record.
     pub fn encode(&self, record: &Record) -> SdkLogRecord {
         let mut log = self.logger.create_log_record();
-        log.set_event_name(EVENT_NAME);
+        log.set_event_name(record.kind.event_name());
         log.set_timestamp(time(record.end_unix_ns));
         log.set_observed_timestamp(time(record.end_unix_ns));
         if severity_is_warning(record) {
@@ -56,7 +56,7 @@ impl LogEncoder {
     }
 }
 
-/// The span of a record.
+/// The span of a connection, from the record of its end.
 pub fn span(record: &Record, profile: Profile, scope: &InstrumentationScope) -> SpanData {
     let mut values = Vec::with_capacity(32);
     attributes(record, profile, |key, value| values.push(KeyValue::new(key, to_value(value))));

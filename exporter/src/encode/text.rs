@@ -1,4 +1,4 @@
-//! Readable lines, one for each end.
+//! Readable lines, one for each record.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::flow::{Direction, Endpoint, Side};
-use crate::record::Record;
+use crate::record::{Record, RecordKind};
 
 /// What the columns are.
 pub const HEADER: &str = "TIME         DIR LOCAL                    PEER                     END             BY     DURATION       SENT   RECEIVED PROCESS";
@@ -24,17 +24,28 @@ pub fn text_line(record: &Record, zone: &TimeZone) -> String {
         Direction::Outgoing => "out",
         Direction::Unknown => "?",
     };
-    let bytes = |count: Option<u64>| count.map_or_else(|| "-".into(), bytes);
+    // END says how it ended, or what a connection that has not ended does.
+    let what = match record.kind {
+        RecordKind::Begin => "begin",
+        RecordKind::Progress | RecordKind::End => end.reason.as_str(),
+    };
+    let by = match record.kind {
+        RecordKind::Begin | RecordKind::Progress => "-",
+        RecordKind::End => end.by.map_or("none", Side::as_str),
+    };
+    let counted = |count: Option<u64>, show: fn(u64) -> String| {
+        count.filter(|_| record.kind != RecordKind::Begin).map_or_else(|| "-".into(), show)
+    };
     let _ = write!(
         line,
         "{time:12} {direction:3} {:24} {:24} {:15} {:6} {:>8} {:>10} {:>10} ",
         named(record.names(Side::Local), end.local),
         named(record.names(Side::Remote), end.remote),
-        end.reason.as_str(),
-        end.by.map_or("none", Side::as_str),
-        end.duration_ns().map_or_else(|| "-".into(), duration),
-        bytes(end.counters.bytes_sent),
-        bytes(end.counters.bytes_received),
+        what,
+        by,
+        counted(end.duration_ns(), duration),
+        counted(end.counters.bytes_sent, bytes),
+        counted(end.counters.bytes_received, bytes),
     );
     match &record.process {
         Some(process) => {
@@ -43,6 +54,9 @@ pub fn text_line(record: &Record, zone: &TimeZone) -> String {
             let _ = write!(line, "{}[{}]", name.escape_default(), process.pid);
         }
         None => line.push('-'),
+    }
+    if let Some(id) = &record.community_id {
+        let _ = write!(line, " {id}");
     }
     line
 }
@@ -70,7 +84,7 @@ pub(super) fn duration(ns: u64) -> String {
 
 /// Bytes with a decimal unit from 10,000 on, so that small counts are exact.
 #[allow(clippy::cast_precision_loss)]
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     if n < 10_000 {
         return format!("{n}B");
     }

@@ -6,6 +6,6 @@ mod stream;
 mod transport;
 
 pub use otlp::{Signal, spawn as spawn_otlp};
-pub use queue::Queue;
+pub use queue::{Counted, Queue};
 pub use stream::{StreamFormat, spawn as spawn_stream};
 pub use transport::OwnSockets;

@@ -92,12 +92,7 @@ impl ExportTask {
         {
             for (workload, records) in by_workload(&batch) {
                 let outcome = self.deliver(workload, &records).await;
-                let ledger = self.queue.ledger();
-                match outcome {
-                    Ok(()) => ledger.exported.add(records.len()),
-                    Err(cause) => ledger.drop_records(cause, records.len()),
-                }
-                self.queue.settle(records.len());
+                self.queue.settle(&records, outcome);
             }
         }
         Ok(())

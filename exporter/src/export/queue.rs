@@ -7,6 +7,19 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::ledger::{DropCause, OutputLedger};
+use crate::record::{Record, RecordKind};
+
+/// What a queue holds: the ledger counts each kind by itself.
+pub trait Counted {
+    /// The kind that it counts as.
+    fn kind(&self) -> RecordKind;
+}
+
+impl Counted for Arc<Record> {
+    fn kind(&self) -> RecordKind {
+        self.kind
+    }
+}
 
 /// Between the data path, which never waits, and one output, which may.
 #[derive(Debug)]
@@ -25,7 +38,7 @@ struct Inner<T> {
     wake_at: usize,
 }
 
-impl<T> Queue<T> {
+impl<T: Counted> Queue<T> {
     /// For at most `capacity` items.
     pub fn new(capacity: usize, ledger: Arc<OutputLedger>) -> Arc<Self> {
         Arc::new(Self {
@@ -43,14 +56,15 @@ impl<T> Queue<T> {
 
     /// Takes an item in, or counts it as dropped when the queue is full. Never waits.
     pub fn push(&self, item: T) {
+        let counts = self.ledger.of(item.kind());
         let mut inner = self.lock();
         if inner.items.len() >= self.capacity || inner.closed {
             let cause = if inner.closed { DropCause::OutputClosed } else { DropCause::QueueFull };
-            self.ledger.drop_records(cause, 1);
+            counts.drop_records(cause, 1);
             return;
         }
         inner.items.push_back(item);
-        self.ledger.queued.add(1);
+        counts.queued.add(1);
         if inner.items.len() >= inner.wake_at {
             inner.wake_at = usize::MAX;
             self.filled.notify_one();
@@ -74,14 +88,24 @@ impl<T> Queue<T> {
         let mut inner = self.lock();
         let n = inner.items.len().min(max);
         let batch: Vec<T> = inner.items.drain(..n).collect();
-        self.ledger.queued.sub(n);
-        self.ledger.unanswered.add(n);
+        for item in &batch {
+            let counts = self.ledger.of(item.kind());
+            counts.queued.sub(1);
+            counts.unanswered.add(1);
+        }
         Some(batch)
     }
 
-    /// Says that so many of what was taken are exported or dropped.
-    pub fn settle(&self, n: usize) {
-        self.ledger.unanswered.sub(n);
+    /// Says what became of items that were taken: exported, or dropped.
+    pub fn settle(&self, items: &[T], outcome: Result<(), DropCause>) {
+        for item in items {
+            let counts = self.ledger.of(item.kind());
+            match outcome {
+                Ok(()) => counts.exported.add(1),
+                Err(cause) => counts.drop_records(cause, 1),
+            }
+            counts.unanswered.sub(1);
+        }
     }
 
     /// Counts everything that is left as dropped, what was taken and not settled too; for when the
@@ -89,12 +113,17 @@ impl<T> Queue<T> {
     pub fn abandon(&self, cause: DropCause) {
         let mut inner = self.lock();
         inner.closed = true;
-        let n = inner.items.len();
-        inner.items.clear();
-        self.ledger.queued.sub(n);
-        let unanswered = usize::try_from(self.ledger.unanswered.get()).unwrap_or(usize::MAX);
-        self.ledger.unanswered.sub(unanswered);
-        self.ledger.drop_records(cause, n + unanswered);
+        for item in inner.items.drain(..) {
+            let counts = self.ledger.of(item.kind());
+            counts.queued.sub(1);
+            counts.drop_records(cause, 1);
+        }
+        for kind in RecordKind::ALL {
+            let counts = self.ledger.of(kind);
+            let unanswered = usize::try_from(counts.unanswered.get()).unwrap_or(usize::MAX);
+            counts.unanswered.sub(unanswered);
+            counts.drop_records(cause, unanswered);
+        }
     }
 
     /// Until `n` items wait, or the queue is closed; `None` when it is closed and empty.
@@ -122,21 +151,29 @@ impl<T> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::EventSet;
+
+    /// 0 counts as a begin.
+    impl Counted for u32 {
+        fn kind(&self) -> RecordKind {
+            if *self == 0 { RecordKind::Begin } else { RecordKind::End }
+        }
+    }
 
     fn queue(capacity: usize) -> Arc<Queue<u32>> {
-        Queue::new(capacity, OutputLedger::new("test"))
+        Queue::new(capacity, OutputLedger::new("test", EventSet { begin: true, progress: true }))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_full_or_late() {
         let q = queue(10);
-        for n in 0..5 {
+        for n in 1..6 {
             q.push(n);
         }
         let linger = Duration::from_secs(1);
-        assert_eq!(q.take(3, linger).await, Some(vec![0, 1, 2]));
+        assert_eq!(q.take(3, linger).await, Some(vec![1, 2, 3]));
         let before = tokio::time::Instant::now();
-        assert_eq!(q.take(3, linger).await, Some(vec![3, 4]));
+        assert_eq!(q.take(3, linger).await, Some(vec![4, 5]));
         assert_eq!(before.elapsed(), linger);
     }
 
@@ -160,15 +197,16 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_fit_is_counted() {
         let q = queue(2);
-        for n in 0..5 {
+        let ends = q.ledger().of(RecordKind::End);
+        for n in 1..6 {
             q.push(n);
         }
-        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 3);
-        assert_eq!(q.ledger().in_flight(), 2);
+        assert_eq!(ends.dropped(DropCause::QueueFull), 3);
+        assert_eq!(ends.in_flight(), 2);
         let batch = q.take(10, Duration::ZERO).await.unwrap();
-        assert_eq!((batch.len(), q.ledger().in_flight()), (2, 2));
-        q.settle(2);
-        assert_eq!(q.ledger().in_flight(), 0);
+        assert_eq!((batch.len(), ends.in_flight(), ends.exported.get()), (2, 2, 0));
+        q.settle(&batch, Ok(()));
+        assert_eq!((ends.in_flight(), ends.exported.get()), (0, 2));
     }
 
     #[tokio::test]
@@ -185,12 +223,39 @@ mod tests {
     #[tokio::test]
     async fn what_is_abandoned_is_counted() {
         let q = queue(5);
-        for n in 0..3 {
+        for n in 1..4 {
             q.push(n);
         }
         q.abandon(DropCause::Shutdown);
         assert_eq!(q.ledger().dropped(DropCause::Shutdown), 3);
-        assert_eq!(q.ledger().in_flight(), 0);
+        assert_eq!(q.ledger().of(RecordKind::End).in_flight(), 0);
         assert_eq!(q.take(1, Duration::ZERO).await, None);
+    }
+
+    #[tokio::test]
+    async fn each_kind_is_counted_by_itself_all_along() {
+        let q = queue(4);
+        // What became of begins and of ends: exported, refused, queue full, shutdown, in flight.
+        let counts = || {
+            [RecordKind::Begin, RecordKind::End].map(|kind| {
+                let of = q.ledger().of(kind);
+                let dropped = [DropCause::Refused, DropCause::QueueFull, DropCause::Shutdown]
+                    .map(|c| of.dropped(c));
+                (of.exported.get(), dropped, of.in_flight())
+            })
+        };
+        for item in [0, 1, 0, 2, 0, 3, 4] {
+            q.push(item);
+        }
+        assert_eq!(counts(), [(0, [0, 1, 0], 2), (0, [0, 2, 0], 2)]);
+        let batch = q.take(2, Duration::ZERO).await.unwrap();
+        assert_eq!(batch, [0, 1]);
+        q.settle(&batch[..1], Ok(()));
+        q.settle(&batch[1..], Err(DropCause::Refused));
+        assert_eq!(counts(), [(1, [0, 1, 0], 1), (0, [1, 2, 0], 1)]);
+        // One of the two is in a request when the output is given up.
+        assert_eq!(q.take(1, Duration::ZERO).await, Some(vec![0]));
+        q.abandon(DropCause::Shutdown);
+        assert_eq!(counts(), [(1, [0, 1, 1], 0), (0, [1, 2, 1], 0)]);
     }
 }

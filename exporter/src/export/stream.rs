@@ -68,11 +68,7 @@ async fn write_all(
             writer.flush().await
         };
         let result = written.await;
-        match &result {
-            Ok(()) => queue.ledger().exported.add(batch.len()),
-            Err(_) => queue.ledger().drop_records(DropCause::OutputClosed, batch.len()),
-        }
-        queue.settle(batch.len());
+        queue.settle(&batch, result.as_ref().map_or(Err(DropCause::OutputClosed), |()| Ok(())));
         result?;
     }
     Ok(())

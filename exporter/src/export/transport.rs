@@ -56,7 +56,7 @@ impl Default for Cookies {
 
 impl OwnSockets {
     /// Before the socket connects.
-    fn add(&self, cookie: u64) {
+    pub(crate) fn add(&self, cookie: u64) {
         self.lock().open.insert(cookie, ());
     }
 
@@ -66,6 +66,12 @@ impl OwnSockets {
         if cookies.open.remove(&cookie).is_some() {
             cookies.failed.insert(cookie, ());
         }
+    }
+
+    /// Whether this is an own socket; it stays known as one.
+    pub fn contains(&self, cookie: u64) -> bool {
+        let cookies = self.lock();
+        cookies.open.contains_key(&cookie) || cookies.failed.contains_key(&cookie)
     }
 
     /// Whether this was an own socket; it has ended, and is forgotten.
@@ -249,7 +255,9 @@ mod tests {
         let last = 9 + 2 * MAX_FAILED as u64;
         assert!(own.take(last), "a failed attempt is an own socket, too");
         assert!(!own.take(last), "and is forgotten when its end was seen");
+        assert!(own.contains(1) && own.contains(1), "asking forgets nothing");
         assert!(own.take(1), "an open connection outlives any number of failures");
+        assert!(!own.contains(1));
         let cookies = own.lock();
         assert_eq!((cookies.open.len(), cookies.failed.len()), (0, MAX_FAILED - 1));
     }

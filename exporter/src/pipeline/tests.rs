@@ -1,0 +1,199 @@
+//! From what the flow table yields to the queue of each output.
+
+use std::time::Duration;
+
+use flowend_probe_types::{Addr, EventKind, ProcessEvent};
+
+use super::*;
+use crate::cgroup::Paths;
+use crate::dns::DnsSettings;
+use crate::enrich::WorkloadSettings;
+use crate::flow::{Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
+use crate::ledger::{Line, OutputLedger};
+use crate::record::EventSet;
+
+const ALL: EventSet = EventSet { begin: true, progress: true };
+
+/// Stages with an output of each kind of interest: one that gets all records, one that gets ends.
+fn stages(sampling_ratio: f64) -> Stages {
+    let queue = |name, events| Queue::new(1000, OutputLedger::new(name, events));
+    Stages {
+        processes: Processes::new(10),
+        workloads: Workloads::new(
+            "/nonexistent".into(),
+            Paths::new(16),
+            WorkloadSettings::default(),
+        ),
+        dns: Dns::new(DnsSettings {
+            max_addresses: 10,
+            min_ttl: Duration::ZERO,
+            max_ttl: Duration::from_secs(1),
+        }),
+        opened: OpenedNames::new(10),
+        own: OwnSockets::default(),
+        ids: Ids::new("k", 1),
+        community_id: Some(CommunityId { seed: 0 }),
+        peer_cidrs: Vec::new(),
+        sampler: Sampler::new(sampling_ratio),
+        ledger: Arc::new(Ledger::default()),
+        queues: vec![queue("otlp.logs", ALL), queue("otlp.traces", EventSet::ENDS)],
+    }
+}
+
+/// A connection as it stands at one of its three moments.
+fn connection(kind: RecordKind, cookie: u64, isns: Option<Isns>) -> ConnectionEnd {
+    let endpoint = |port| Endpoint { addr: Addr::v4(1), port };
+    let (by, reason, end_ns) = match kind {
+        RecordKind::Begin => (None, Reason::Open, 20),
+        RecordKind::Progress => (None, Reason::Open, 30),
+        RecordKind::End => (Some(Side::Local), Reason::Fin, 40),
+    };
+    ConnectionEnd {
+        cookie,
+        listener: None,
+        cgroup_id: Some(3),
+        direction: Direction::Outgoing,
+        local: endpoint(1),
+        remote: endpoint(2),
+        start_ns: 10,
+        start_known: true,
+        end_ns,
+        by,
+        reason,
+        reset_by: None,
+        conn_state: "SF",
+        history: String::new(),
+        half_close_ns: None,
+        counters: Counters::default(),
+        rtt: Rtt::default(),
+        isns,
+    }
+}
+
+/// The whole life of a connection.
+fn live(stages: &mut Stages, cookie: u64, isns: Option<Isns>) {
+    for kind in RecordKind::ALL {
+        stages.record(kind, connection(kind, cookie, isns), 1000);
+    }
+}
+
+/// What waits at an output.
+async fn queued(stages: &Stages, output: usize) -> Vec<Arc<Record>> {
+    stages.queues[output].close();
+    stages.queues[output].take(1000, Duration::ZERO).await.unwrap_or_default()
+}
+
+/// seen, filtered, sampled out, in flight at the first output; of begins, progresses and ends.
+fn counts(stages: &Stages) -> [[u64; 4]; 3] {
+    RecordKind::ALL.map(|kind| {
+        let all = stages.ledger.of(kind);
+        let output = stages.queues[0].ledger().of(kind);
+        [all.seen.get(), all.filtered_self.get(), all.sampled_out.get(), output.in_flight()]
+    })
+}
+
+#[tokio::test]
+async fn the_records_of_a_connection_agree_and_only_its_end_is_a_span() {
+    for isns in [None, Some(Isns { client: 1, server: 2 })] {
+        let mut stages = stages(1.0);
+        live(&mut stages, 7, isns);
+        let logs = queued(&stages, 0).await;
+        let kinds: Vec<_> = logs.iter().map(|r| (r.kind, r.end_unix_ns)).collect();
+        let want =
+            [(RecordKind::Begin, 1020), (RecordKind::Progress, 1030), (RecordKind::End, 1040)];
+        assert_eq!(kinds, want);
+        for log in &logs {
+            assert_eq!(log.ids, logs[0].ids);
+            let ends = (log.end.local, log.end.remote);
+            assert_eq!(log.community_id, Some(CommunityId { seed: 0 }.of(ends.1, ends.0)));
+            assert_eq!(log.start_unix_ns, 1010);
+            assert!(Arc::ptr_eq(&log.workload, &logs[0].workload));
+        }
+        let spans = queued(&stages, 1).await;
+        assert_eq!(spans.iter().map(|r| r.kind).collect::<Vec<_>>(), [RecordKind::End]);
+    }
+}
+
+#[tokio::test]
+async fn a_begin_takes_nothing_away_that_the_end_needs() {
+    let mut stages = stages(1.0);
+    let names: Vec<Arc<str>> = vec!["db.test".into()];
+    stages.opened.0.insert(7, Opened { time_ns: 10, names: names.clone() });
+    let process = ProcessEvent { cookie: 7, pid: u32::MAX, ..ProcessEvent::default() };
+    stages.processes.observe(EventKind::Connect, &process);
+    live(&mut stages, 7, None);
+    let logs = queued(&stages, 0).await;
+    assert_eq!(logs.len(), 3);
+    for log in logs {
+        assert_eq!(log.remote_names, names, "{:?}", log.kind);
+        assert_eq!(log.process.as_ref().map(|p| p.pid), Some(u32::MAX), "{:?}", log.kind);
+    }
+    assert!(stages.opened.0.is_empty(), "the end frees them");
+}
+
+#[test]
+fn an_own_connection_is_filtered_from_begin_to_end() {
+    let mut stages = stages(1.0);
+    stages.own.add(7);
+    live(&mut stages, 7, None);
+    assert_eq!(counts(&stages), [[1, 1, 0, 0]; 3]);
+    assert!(!stages.own.contains(7), "forgotten at its end");
+    live(&mut stages, 8, None);
+    assert_eq!(counts(&stages), [[2, 1, 0, 1]; 3]);
+}
+
+#[tokio::test]
+async fn sampling_keeps_or_drops_a_whole_connection() {
+    let mut stages = stages(0.5);
+    for cookie in 0..200 {
+        live(&mut stages, cookie, None);
+    }
+    let logs = queued(&stages, 0).await;
+    assert!((150..450).contains(&logs.len()), "{}", logs.len());
+    for connection in logs.chunks(3) {
+        let got: Vec<_> = connection.iter().map(|r| (r.end.cookie, r.kind)).collect();
+        let want = RecordKind::ALL.map(|kind| (connection[0].end.cookie, kind));
+        assert_eq!(got, want);
+        assert!(connection.iter().all(|r| (r.sampling_probability - 0.5).abs() < f64::EPSILON));
+    }
+    let [begins, progresses, ends] = counts(&stages);
+    assert_eq!((begins, progresses), (progresses, ends));
+    let [seen, _, sampled_out, in_flight] = ends;
+    assert_eq!((seen, sampled_out + in_flight), (200, 200));
+}
+
+#[tokio::test]
+async fn an_end_with_an_error_is_kept_whatever_became_of_its_begin() {
+    let mut stages = stages(0.0);
+    stages.record(RecordKind::Begin, connection(RecordKind::Begin, 7, None), 0);
+    let reset = ConnectionEnd { reason: Reason::Reset, ..connection(RecordKind::End, 7, None) };
+    stages.record(RecordKind::End, reset, 0);
+    assert_eq!(counts(&stages), [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]]);
+}
+
+#[test]
+fn the_lines_of_the_ledger_add_up_for_each_output_and_kind() {
+    let mut stages = stages(1.0);
+    stages.own.add(1);
+    for cookie in 1..4 {
+        live(&mut stages, cookie, None);
+    }
+    stages.record(RecordKind::Progress, connection(RecordKind::Progress, 2, None), 0);
+    let lines: Vec<_> = stages
+        .queues
+        .iter()
+        .flat_map(|q| Line::all(&stages.ledger, q.ledger()).map(|line| line.to_string()))
+        .collect();
+    let rest = |seen, left| {
+        format!("seen {seen} = exported 0 + sampled_out 0 + filtered{{self}} 1 + in_flight {left}")
+    };
+    assert_eq!(
+        lines,
+        [
+            format!("otlp.logs: {}", rest(3, 2)),
+            format!("otlp.logs begin: {}", rest(3, 2)),
+            format!("otlp.logs progress: {}", rest(4, 3)),
+            format!("otlp.traces: {}", rest(3, 2)),
+        ]
+    );
+}
