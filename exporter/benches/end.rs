@@ -14,7 +14,7 @@ use flowend::dns::{Dns, DnsSettings};
 use flowend::encode::{self, LogEncoder};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
 use flowend::export::{OwnSockets, Queue};
-use flowend::flow::FlowTable;
+use flowend::flow::{FlowSettings, FlowTable};
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
 use flowend::pipeline::{OpenedNames, Pipeline, Stages};
@@ -95,7 +95,7 @@ fn read(steps: &[Step]) -> u64 {
 }
 
 fn flow(steps: &[Step]) -> u64 {
-    let mut table = FlowTable::new(1 << 18);
+    let mut table = FlowTable::new(FlowSettings::default());
     let mut ends = 0;
     let mut count = |end| {
         black_box(end);

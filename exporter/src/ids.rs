@@ -100,6 +100,7 @@ mod tests {
             start_ns: cookie,
             start_known: true,
             end_ns: 2,
+            end_known: true,
             by: None,
             reason: Reason::Fin,
             reset_by: None,

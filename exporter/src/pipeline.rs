@@ -12,7 +12,7 @@ use crate::community_id::CommunityId;
 use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
-use crate::flow::{ConnectionEnd, FlowTable};
+use crate::flow::{Census, ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::record::{Record, RecordKind};
@@ -53,9 +53,9 @@ pub struct Stages {
 }
 
 impl Pipeline {
-    /// With a flow table of at most `max_flows` connections.
-    pub fn new(max_flows: usize, stages: Stages) -> Self {
-        Self { flows: FlowTable::new(max_flows), stages }
+    /// With an empty flow table.
+    pub fn new(flows: FlowSettings, stages: Stages) -> Self {
+        Self { flows: FlowTable::new(flows), stages }
     }
 
     /// Takes in one record of the ring. `boot_to_unix_ns` turns its clock into wall time.
@@ -72,11 +72,13 @@ impl Pipeline {
             Event::Process(kind, process) => self.stages.processes.observe(*kind, process),
             Event::Tcp(_, tcp) => {
                 self.stages.workloads.observe(tcp.cgroup_id);
-                let stages = &mut self.stages;
-                self.flows
-                    .apply(event, &mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
-                // After it: the SYN may have ended another connection of the same socket.
                 self.stages.opened.observe(tcp, &self.stages.dns);
+                let stages = &mut self.stages;
+                self.flows.apply(event, &mut |flow| stages.take(flow, boot_to_unix_ns));
+            }
+            Event::Error(_) => {
+                let stages = &mut self.stages;
+                self.flows.apply(event, &mut |flow| stages.take(flow, boot_to_unix_ns));
             }
         }
     }
@@ -84,13 +86,27 @@ impl Pipeline {
     /// Reports what is due at `now_ns`.
     pub fn tick(&mut self, now_ns: u64, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
-        self.flows.tick(now_ns, &mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
+        self.flows.tick(now_ns, &mut |flow| stages.take(flow, boot_to_unix_ns));
+    }
+
+    /// Takes in a look at the kernel's sockets. The ring must have been read to its end since.
+    pub fn look(&mut self, census: &Census, boot_to_unix_ns: u64) {
+        for socket in census.sockets.iter().filter(|socket| socket.watched) {
+            self.stages.workloads.observe(socket.cgroup_id.unwrap_or(0));
+        }
+        let stages = &mut self.stages;
+        self.flows.look(census, &mut |flow| stages.take(flow, boot_to_unix_ns));
+    }
+
+    /// Says that the ring lost events, at the latest at `at_ns`.
+    pub fn note_loss(&mut self, at_ns: u64) {
+        self.flows.note_loss(at_ns);
     }
 
     /// Reports every connection that is over, and closes the queues.
     pub fn finish(&mut self, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
-        self.flows.finish(&mut |end| stages.record(RecordKind::End, end, boot_to_unix_ns));
+        self.flows.finish(&mut |flow| stages.take(flow, boot_to_unix_ns));
         for queue in &self.stages.queues {
             queue.close();
         }
@@ -107,17 +123,11 @@ impl Pipeline {
     }
 }
 
-/// The names of the peer at the SYN, by cookie: a long connection keeps the name it was opened by.
-/// Bounded; only connections whose peer has a name take room, until they end.
+/// The names of the peer at the SYN: a long connection keeps the name it was opened by. By cookie and
+/// time of the SYN, since a cookie is not a connection. Bounded; only connections whose peer has a name
+/// take room, until they end.
 #[derive(Debug)]
-pub struct OpenedNames(LruCache<u64, Opened>);
-
-#[derive(Debug)]
-struct Opened {
-    /// Of the SYN: a cookie is not a connection.
-    time_ns: u64,
-    names: Vec<Arc<str>>,
-}
+pub struct OpenedNames(LruCache<(u64, u64), Vec<Arc<str>>>);
 
 impl OpenedNames {
     /// For at most `limit` connections.
@@ -131,27 +141,32 @@ impl OpenedNames {
             return;
         }
         let names = dns.names(event.cgroup_id, event.remote, event.time_ns);
-        if names.is_empty() {
-            self.0.remove(&event.cookie);
-        } else {
-            self.0.insert(event.cookie, Opened { time_ns: event.time_ns, names });
+        if !names.is_empty() {
+            self.0.insert((event.cookie, event.time_ns), names);
         }
     }
 
     /// What was taken at the SYN of just this connection; it stays for the connection's end.
     fn get(&self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
-        let opened = self.0.peek(&end.cookie)?;
-        (opened.time_ns == end.start_ns).then(|| opened.names.clone())
+        self.0.peek(&(end.cookie, end.start_ns)).cloned()
     }
 
     /// What was taken at the SYN of just this connection, which is over.
     fn take(&mut self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
-        let is_its = self.0.peek(&end.cookie)?.time_ns == end.start_ns;
-        is_its.then(|| self.0.remove(&end.cookie).map(|opened| opened.names)).flatten()
+        self.0.remove(&(end.cookie, end.start_ns))
     }
 }
 
 impl Stages {
+    fn take(&mut self, flow: FlowEvent, boot_to_unix_ns: u64) {
+        let (kind, end) = match flow {
+            FlowEvent::Begin(end) => (RecordKind::Begin, end),
+            FlowEvent::Progress(end) => (RecordKind::Progress, end),
+            FlowEvent::End(end) => (RecordKind::End, end),
+        };
+        self.record(kind, end, boot_to_unix_ns);
+    }
+
     /// Makes a record and hands it to each output that gets its kind. What the end of a connection
     /// needs is left in place by its begin and progresses.
     fn record(&mut self, kind: RecordKind, end: ConnectionEnd, boot_to_unix_ns: u64) {

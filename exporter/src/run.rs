@@ -16,7 +16,7 @@ use crate::config::{Output, Settings};
 use crate::dns::{Dns, DnsStats};
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
-use crate::flow::FlowStats;
+use crate::flow::{FlowSettings, FlowStats};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
@@ -78,13 +78,27 @@ impl Sidecar {
         })?;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
-        let source = RingSource::new(ring, lost, settings.drain_interval)?;
+        let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
+        let source = RingSource::new(ring, lost, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
         let outputs = start_outputs(settings, &own)?;
         let ledger = Arc::new(Ledger::default());
         let paths = Paths::new(MAX_PATHS);
+        let errors_reported = match probe.attach_errors() {
+            Ok(()) => true,
+            Err(error) => {
+                info!("{error}");
+                false
+            }
+        };
         let pipeline = Pipeline::new(
-            settings.max_flows,
+            FlowSettings {
+                max: settings.max_flows,
+                begins: settings.events.begin,
+                progress_ns: settings.events.progress.then(|| nanos(settings.progress_interval)),
+                handshakes_failed_per_second: settings.handshakes_failed_per_second,
+                errors_reported,
+            },
             Stages {
                 processes: Processes::new(settings.max_flows),
                 workloads: Workloads::new(
@@ -165,11 +179,18 @@ impl Sidecar {
     }
 }
 
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// One turn of the data path. Says whether the ring may hold more.
 fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
     let offset = clock::boot_to_unix_ns();
-    // Before the ring is read: what happened by then is in it.
+    // Before the ring is read: what happened by then is in it, or was lost.
     let now = clock::boot_ns();
+    if source.lost_since_last() {
+        pipeline.note_loss(now);
+    }
     let more = source.drain(|item| pipeline.item(item, offset));
     if !more {
         pipeline.tick(now, offset);

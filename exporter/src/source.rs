@@ -18,6 +18,7 @@ pub struct RingSource {
     timer: Interval,
     lost: Lost,
     skipped: Skipped,
+    lost_before: u64,
     malformed: u64,
 }
 
@@ -34,7 +35,7 @@ impl RingSource {
     ) -> std::io::Result<Self> {
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { ring: register(ring)?, timer, lost, skipped, malformed: 0 })
+        Ok(Self { ring: register(ring)?, timer, lost, skipped, lost_before: 0, malformed: 0 })
     }
 
     /// Waits for the timer or for the kernel's wake-up. Cancel safe.
@@ -65,6 +66,12 @@ impl RingSource {
     /// Events that found the ring full, by [`LOST_SLOTS`].
     pub fn lost(&self) -> [u64; LOST_SLOTS.len()] {
         self.lost.read()
+    }
+
+    /// Whether events found the ring full since this was asked last.
+    pub fn lost_since_last(&mut self) -> bool {
+        let lost = self.lost().iter().sum();
+        std::mem::replace(&mut self.lost_before, lost) != lost
     }
 
     /// Packets with SYN, FIN or RST that the probe could not read, by [`SKIPPED_SLOTS`].

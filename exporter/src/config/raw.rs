@@ -82,6 +82,8 @@ pub(super) struct RawRing {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFlows {
     pub(super) max: i64,
+    pub(super) look_interval: String,
+    pub(super) handshakes_failed_per_second: i64,
 }
 
 #[derive(Debug, Deserialize)]

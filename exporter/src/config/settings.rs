@@ -41,6 +41,10 @@ pub struct Settings {
     pub drain_interval: Duration,
     /// Connections followed at most.
     pub max_flows: usize,
+    /// How often the kernel's sockets are looked at.
+    pub look_interval: Duration,
+    /// Failed handshakes reported in one second.
+    pub handshakes_failed_per_second: u32,
     /// Whether connect() and bind() tell the process.
     pub process: bool,
     /// Whether DNS messages are copied and learnt from.
@@ -205,6 +209,14 @@ impl Settings {
             ring_bytes: ring_bytes(raw.ring.bytes, origin)?,
             drain_interval: positive("ring.drain_interval", &raw.ring.drain_interval, origin)?,
             max_flows: count("flows.max", raw.flows.max, 1, 1 << 30, origin)?,
+            look_interval: positive("flows.look_interval", &raw.flows.look_interval, origin)?,
+            handshakes_failed_per_second: count(
+                "flows.handshakes_failed_per_second",
+                raw.flows.handshakes_failed_per_second,
+                0,
+                1_000_000,
+                origin,
+            )? as u32,
             process: raw.process.enabled,
             dns_enabled: raw.dns.enabled,
             dns: DnsSettings {

@@ -32,6 +32,7 @@ fn record(kind: RecordKind) -> Record {
             remote: v4(7, 443),
             start_ns: 0,
             start_known: true,
+            end_known: true,
             end_ns: 61_000_000_000,
             by,
             reason,

@@ -100,6 +100,8 @@ pub(super) struct Connection {
     pub(super) rsts_in: SmallVec<[Candidate; 1]>,
     pub(super) gave_up: bool,
     pub(super) closed: Option<Closed>,
+    /// The latest state that an event showed, other than CLOSE.
+    pub(super) state: TcpState,
     /// The latest event with counters; that of CLOSE, once it came.
     pub(super) last: TcpEvent,
     /// The smoothed RTT at the last FIN: a delayed ACK of it inflates what CLOSE shows.
@@ -134,6 +136,7 @@ impl Connection {
             rsts_in: SmallVec::new(),
             gave_up: false,
             closed: None,
+            state: TcpState::from_kernel(event.state),
             last: *event,
             srtt_at_fin: None,
             watched: false,
@@ -230,6 +233,9 @@ impl Connection {
         if event.state == TcpState::SynSent as u8 && self.direction == Direction::Unknown {
             self.direction = Direction::Outgoing;
         }
+        if event.state != TcpState::Close as u8 {
+            self.state = TcpState::from_kernel(event.state);
+        }
         match kind {
             EventKind::SegmentOut => self.sent(event),
             EventKind::SegmentIn => self.received(event),
@@ -238,6 +244,7 @@ impl Connection {
             EventKind::GaveUp => {
                 self.watched = true;
                 self.gave_up = true;
+                self.last = *event;
             }
             EventKind::Closed if event.state == TcpState::Close as u8 => {}
             EventKind::Closed => {

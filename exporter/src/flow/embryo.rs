@@ -13,9 +13,7 @@ use smallvec::SmallVec;
 
 use super::FlowStats;
 use super::connection::Candidate;
-use super::end::{
-    ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side,
-};
+use super::end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 
 /// How long a SYN is remembered for the accepted socket, ns: longer than the kernel answers it
 /// (tcp_synack_retries = 5: 63 s).
@@ -29,7 +27,7 @@ const FIRST_PAUSE_NS: u64 = 1_000_000_000;
 const PAUSES: u64 = 4;
 
 /// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
-const SAME_ISN: usize = 4;
+pub(super) const SAME_ISN: usize = 4;
 
 /// A SYN that a listener received.
 #[derive(Clone, Debug)]
@@ -149,11 +147,23 @@ impl Embryos {
     fn syn_ack_sent(&mut self, event: &TcpEvent) {
         let isn = event.ack.wrapping_sub(1);
         let Some(same_isn) = self.by_isn.get_mut(&isn) else { return };
-        let Some(embryo) = same_isn.iter_mut().find(|e| e.listener == event.cookie) else { return };
+        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
+        let of_listener = same_isn.iter().filter(|e| e.listener == event.cookie).count();
+        // Of several with one ISN, none is guessed.
+        let Some(embryo) = same_isn.iter_mut().find(|e| {
+            let same_ends = e.local == local && e.remote == remote;
+            e.listener == event.cookie && (same_ends || of_listener == 1)
+        }) else {
+            return;
+        };
         let (time_ns, isn_local) = (event.time_ns, event.seq);
         embryo.last_ns = embryo.last_ns.max(time_ns);
-        let syn_ack =
-            embryo.syn_ack.get_or_insert(SynAck { time_ns, isn: isn_local, count: 0, last_ns: time_ns });
+        let syn_ack = embryo.syn_ack.get_or_insert(SynAck {
+            time_ns,
+            isn: isn_local,
+            count: 0,
+            last_ns: time_ns,
+        });
         // An event that comes twice is one segment.
         if syn_ack.count == 0 || time_ns > syn_ack.last_ns {
             syn_ack.count += 1;
@@ -212,7 +222,9 @@ impl Embryos {
             }
             self.due.pop();
             let Some(same_isn) = self.by_isn.get_mut(&isn) else { continue };
-            while let Some(at) = same_isn.iter().position(|e| e.syn_ack.is_some() && e.dead_at() <= now_ns) {
+            while let Some(at) =
+                same_isn.iter().position(|e| e.syn_ack.is_some() && e.dead_at() <= now_ns)
+            {
                 let embryo = same_isn.remove(at);
                 if embryo.syn_ns <= lost_ns {
                     stats.embryos_unfinished += 1;
@@ -266,7 +278,11 @@ impl Embryo {
             conn_state: if reset.is_some() { "RSTO" } else { "S1" },
             history: if reset.is_some() { "ShR" } else { "Sh" }.into(),
             half_close_ns: None,
-            counters: Counters { bytes_sent: Some(0), bytes_received: Some(0), ..Counters::default() },
+            counters: Counters {
+                bytes_sent: Some(0),
+                bytes_received: Some(0),
+                ..Counters::default()
+            },
             rtt: Rtt::default(),
             isns: self.syn_ack.map(|syn_ack| Isns { client: isn, server: syn_ack.isn }),
         }

@@ -46,6 +46,9 @@ const LOOKS: u8 = 2;
 /// How soon another look is wanted where only a look can tell, ns.
 const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 
+/// How long before the first sight of a connection a loss still matters to it, ns.
+const BLIND_NS: u64 = 60_000_000_000;
+
 /// Connections remembered after their end, so that a late event does not make a second one.
 const CONCLUDED: usize = 65_536;
 
@@ -201,9 +204,13 @@ impl FlowTable {
         self.look_at_ns.is_some_and(|at| at <= now_ns)
     }
 
-    /// Takes in a look at the kernel's sockets. Every event up to its end must have been applied.
+    /// Takes in a look at the kernel's sockets. Every event up to [`REORDER_NS`] after its end must have
+    /// been applied: a socket that is new to the table is then older than the probe.
     pub fn look(&mut self, census: &Census, out: &mut impl FnMut(FlowEvent)) {
         self.look_at_ns = None;
+        while let Some(event) = self.reorder.pop(census.done_ns + REORDER_NS) {
+            self.step(&event, out);
+        }
         let mut open = HashSet::with_capacity(census.sockets.len());
         for socket in &census.sockets {
             if socket.state == TcpState::TimeWait {
@@ -368,6 +375,14 @@ impl FlowTable {
         }
     }
 
+    /// Whether an event of this connection may be among those that were lost. Of one whose beginning was
+    /// not seen, what came just before its first sight may be lost, too.
+    fn may_have_lost_events(&self, connection: &Connection) -> bool {
+        let begins_unseen = connection.syn_ns.is_none() && connection.established.is_none();
+        let margin_ns = if begins_unseen { BLIND_NS } else { 0 };
+        self.lost_ns > 0 && connection.first_seen_ns <= self.lost_ns.saturating_add(margin_ns)
+    }
+
     fn conclude_if(&mut self, cookie: u64, generation: u64, out: &mut impl FnMut(FlowEvent)) {
         if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
             self.conclude(cookie, out);
@@ -377,11 +392,11 @@ impl FlowTable {
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
         let Some(connection) = self.connections.remove(&cookie) else { return };
         self.concluded.insert(cookie, ());
-        let closed_ns = connection.closed.map(|closed| closed.time_ns);
+        let rst_ns = connection.rst_out.map(|rst| rst.time_ns);
+        let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
         let context = Context {
-            lossy: connection.first_seen_ns <= self.lost_ns,
-            error: closed_ns
-                .and_then(|at| self.errors.of(connection.local, connection.remote, at)),
+            lossy: self.may_have_lost_events(&connection),
+            error: closed_ns.and_then(|at| self.errors.of(connection.local, connection.remote, at)),
             errors_reported: self.settings.errors_reported,
         };
         out(FlowEvent::End(verdict::conclude(&connection, &context)));

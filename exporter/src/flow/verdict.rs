@@ -100,7 +100,7 @@ impl Facts {
                 u32::from(fin_remote.is_some()) + u32::from(rst_remote.is_some()),
             ),
         };
-        Self { by: facts.first_closer(c), ..facts }
+        Self { by: facts.first_closer(c, context), ..facts }
     }
 
     /// Whether something tells why it ended.
@@ -126,15 +126,22 @@ impl Facts {
     ///
     /// The state says who closed first even where a FIN was not seen (RFC 9293, section 3.3.2): ours went
     /// out before the peer's came in on the way through FIN-WAIT, after it on the way through CLOSE-WAIT.
-    fn first_closer(&self, c: &Connection) -> Option<Side> {
-        let state = match (self.state, c.fin_out) {
-            (TcpState::Unknown, Some(fin)) => fin.state,
-            (state, _) => state,
+    fn first_closer(&self, c: &Connection, context: &Context) -> Option<Side> {
+        let state = match self.state {
+            TcpState::Unknown => c.state,
+            state => state,
         };
         match state {
             TcpState::LastAck | TcpState::CloseWait => return Some(Side::Remote),
             TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::TimeWait => {
                 return Some(Side::Local);
+            }
+            // The application's RST leaves in CLOSE, which tells nothing of a FIN before it.
+            _ if context.lossy
+                && self.state == TcpState::Unknown
+                && c.rst_out.is_some_and(|rst| rst.state == TcpState::Close) =>
+            {
+                return None;
             }
             _ => {}
         }
@@ -168,7 +175,7 @@ fn reason(
         || (state == TcpState::Unknown
             && c.direction == Direction::Outgoing
             && c.established.is_none()
-            && TcpState::from_kernel(c.last.state) == TcpState::SynSent);
+            && c.state == TcpState::SynSent);
     if was_opening {
         return (attempt(c, reset, context), reset.then_some(Side::Remote));
     }
@@ -204,6 +211,8 @@ const fn attempt(c: &Connection, refused: bool, context: &Context) -> Reason {
         _ if c.gave_up => Reason::ConnectTimeout,
         Some(errors::TIMED_OUT) => Reason::ConnectTimeout,
         Some(errors::ABORTED) => Reason::Aborted,
+        // A timeout may carry the ICMP error that came before it; its own event may be lost.
+        Some(_) if context.lossy => Reason::Vanished,
         Some(_) => Reason::Unreachable,
         None if context.lossy || c.closed.is_none() => Reason::Vanished,
         None => Reason::Aborted,
@@ -219,13 +228,14 @@ fn own_reset(c: &Connection, rst: &Sent, context: &Context) -> Reason {
     let silence_ns = c.closed.map_or(0, |closed| u64::from(closed.keepalive_ms) * 1_000_000);
     // Since its establishment at the longest: where keepalive gave up, that long nothing came.
     let open_ns = rst.time_ns.saturating_sub(c.first_seen_ns);
-    let keepalive = silence_ns > 0 && rst.is_idle && (open_ns >= silence_ns || c.syn_ns.is_none());
+    let old_enough = open_ns >= silence_ns || c.syn_ns.is_none();
+    let keepalive = rst.is_idle && old_enough && (silence_ns > 0 || c.closed.is_none());
     match context.error {
         Some(errors::ABORTED) => Reason::Aborted,
         Some(_) => Reason::Timeout,
         // The report is lost, and either is possible.
         None if context.lossy && context.errors_reported && keepalive => Reason::Vanished,
-        None if keepalive && !context.errors_reported => Reason::Timeout,
+        None if keepalive && silence_ns > 0 && !context.errors_reported => Reason::Timeout,
         None => Reason::Aborted,
     }
 }
@@ -315,7 +325,12 @@ pub(super) fn conclude(c: &Connection, context: &Context) -> ConnectionEnd {
 /// The record of a connection that is still open.
 pub(super) fn snapshot(c: &Connection, at_ns: u64, running: Option<&Running>) -> ConnectionEnd {
     let counted = running.copied().unwrap_or_default();
-    let facts = Facts { reason: Reason::Open, by: None, reset_by: None, ..Facts::of(c, &Context::default()) };
+    let facts = Facts {
+        reason: Reason::Open,
+        by: None,
+        reset_by: None,
+        ..Facts::of(c, &Context::default())
+    };
     let common = common(c);
     ConnectionEnd {
         end_ns: at_ns,
@@ -385,7 +400,8 @@ fn counters(c: &Connection, facts: &Facts, context: &Context) -> Counters {
         .map(|(syn, fin)| (last.bytes_acked + outstanding).saturating_sub(syn + fin));
     Counters {
         bytes_sent,
-        bytes_received: fin_received(facts, context).map(|fin| last.bytes_received.saturating_sub(fin)),
+        bytes_received: fin_received(facts, context)
+            .map(|fin| last.bytes_received.saturating_sub(fin)),
         segments_sent: Some(last.segs_out),
         segments_received: Some(last.segs_in),
         retransmits: Some(last.total_retrans),
@@ -409,7 +425,9 @@ const fn fin_sent(c: &Connection, facts: &Facts) -> Option<u64> {
 /// Whether the peer's FIN is among what was received, at CLOSE.
 const fn fin_received(facts: &Facts, context: &Context) -> Option<u64> {
     match (facts.fin_remote, facts.state) {
-        (Some(_), _) | (None, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing) => Some(1),
+        (Some(_), _) | (None, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing) => {
+            Some(1)
+        }
         // It may have come, and its event be lost.
         (None, TcpState::FinWait2 | TcpState::TimeWait) if context.lossy => None,
         (None, _) => Some(0),

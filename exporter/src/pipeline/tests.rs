@@ -58,6 +58,7 @@ fn connection(kind: RecordKind, cookie: u64, isns: Option<Isns>) -> ConnectionEn
         start_ns: 10,
         start_known: true,
         end_ns,
+        end_known: true,
         by,
         reason,
         reset_by: None,
@@ -118,7 +119,7 @@ async fn the_records_of_a_connection_agree_and_only_its_end_is_a_span() {
 async fn a_begin_takes_nothing_away_that_the_end_needs() {
     let mut stages = stages(1.0);
     let names: Vec<Arc<str>> = vec!["db.test".into()];
-    stages.opened.0.insert(7, Opened { time_ns: 10, names: names.clone() });
+    stages.opened.0.insert((7, 10), names.clone());
     let process = ProcessEvent { cookie: 7, pid: u32::MAX, ..ProcessEvent::default() };
     stages.processes.observe(EventKind::Connect, &process);
     live(&mut stages, 7, None);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::TracePoint;
+use aya::programs::{ProgramError, TracePoint};
 use flowend_probe_types::ERROR_FORMAT;
 
 use crate::errors::error_chain;
@@ -27,10 +27,14 @@ pub enum NoErrors {
     )]
     NoTracefs,
     /// A kernel without the tracepoint.
-    #[error("this kernel has no tracepoint sock:inet_sk_error_report (Linux 5.15 and newer have it); {WITHOUT}")]
+    #[error(
+        "this kernel has no tracepoint sock:inet_sk_error_report (Linux 5.15 and newer have it); {WITHOUT}"
+    )]
     NoTracepoint,
     /// A kernel that changed it.
-    #[error("this kernel's tracepoint sock:inet_sk_error_report has another format ({field}); {WITHOUT}")]
+    #[error(
+        "this kernel's tracepoint sock:inet_sk_error_report has another format ({field}); {WITHOUT}"
+    )]
     Format {
         /// The field that is not where it was.
         field: String,
@@ -46,15 +50,18 @@ pub enum NoErrors {
 pub(super) fn attach(ebpf: &mut Ebpf) -> Result<(), NoErrors> {
     let text = read_format()?;
     check_format(&text)?;
-    let failed = |error: &dyn std::error::Error| NoErrors::Attach { cause: error_chain(error) };
     let program: &mut TracePoint = ebpf
         .program_mut(PROGRAM)
         .ok_or_else(|| NoErrors::Attach { cause: format!("no program {PROGRAM}") })?
         .try_into()
-        .map_err(|error| failed(&error))?;
-    program.load().map_err(|error| failed(&error))?;
-    program.attach("sock", "inet_sk_error_report").map_err(|error| failed(&error))?;
+        .map_err(failed)?;
+    program.load().map_err(failed)?;
+    program.attach("sock", "inet_sk_error_report").map_err(failed)?;
     Ok(())
+}
+
+fn failed(error: ProgramError) -> NoErrors {
+    NoErrors::Attach { cause: error_chain(&error) }
 }
 
 fn read_format() -> Result<String, NoErrors> {
@@ -63,11 +70,11 @@ fn read_format() -> Result<String, NoErrors> {
         .map(|mount| Path::new(mount).join("events/sock"))
         .find(|folder| folder.is_dir())
         .ok_or(NoErrors::NoTracefs)?;
-    std::fs::read_to_string(events.join("inet_sk_error_report/format")).map_err(|error| {
-        match error.kind() {
-            std::io::ErrorKind::NotFound => NoErrors::NoTracepoint,
-            _ => NoErrors::NoTracefs,
-        }
+    std::fs::read_to_string(events.join("inet_sk_error_report/format")).map_err(|error| match error
+        .kind()
+    {
+        std::io::ErrorKind::NotFound => NoErrors::NoTracepoint,
+        _ => NoErrors::NoTracefs,
     })
 }
 
@@ -94,11 +101,15 @@ mod tests {
 
     /// Fields as a kernel lists them, the one that is read late first.
     fn format(offset_of_error: usize) -> String {
-        let mut text = String::from("name: x\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n");
+        let mut text = String::from(
+            "name: x\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n",
+        );
         for (name, offset, size) in ERROR_FORMAT {
             let offset = if name == "error" { offset_of_error } else { offset };
             let array = if size == 16 { "[16]" } else { "" };
-            text += &format!("\tfield:__u8 {name}{array};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+            text += &format!(
+                "\tfield:__u8 {name}{array};\toffset:{offset};\tsize:{size};\tsigned:0;\n"
+            );
         }
         text
     }

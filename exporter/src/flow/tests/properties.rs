@@ -1,0 +1,183 @@
+//! Whatever order, loss and duplication the events meet: at most one record for each connection, exactly
+//! one after a look at the kernel's sockets, and no field wrong.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What happens to one event on its way.
+#[derive(Clone, Copy, Debug)]
+struct Fate {
+    lost: bool,
+    twice: bool,
+    /// How much later it comes, ns; less than [`REORDER_NS`].
+    late_ns: u64,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let late = prop_oneof![3 => Just(0), 1 => 0..REORDER_NS];
+    (prop::bool::weighted(0.15), prop::bool::weighted(0.15), late)
+        .prop_map(|(lost, twice, late_ns)| Fate { lost, twice, late_ns })
+}
+
+/// Some connections of the table of cases, beside each other, and the fate of each event.
+fn world() -> impl Strategy<Value = (Vec<(usize, u64)>, Vec<Fate>)> {
+    let count = reported_cases().len();
+    (prop::collection::vec((0..count, 0..50_000_u64), 1..6), prop::collection::vec(fate(), 1..80))
+}
+
+/// The cases of a kernel that reports errors.
+fn reported_cases() -> Vec<(&'static str, Script, cases::Verdict)> {
+    cases().into_iter().filter(|(name, ..)| !name.contains("no error report")).collect()
+}
+
+/// The events of case `which`, on a socket of its own, begun `after_us` later.
+fn connection(which: usize, number: u64, after_us: u64) -> (Script, cases::Verdict) {
+    let (_, mut script, verdict) = reported_cases().swap_remove(which);
+    for event in &mut script.events {
+        match event {
+            Event::Tcp(_, e) => {
+                if e.cookie == COOKIE {
+                    e.cookie = COOKIE + number;
+                }
+                let port = if script.outgoing { &mut e.local_port } else { &mut e.remote_port };
+                *port += number as u16;
+                e.time_ns += after_us * 1000;
+            }
+            Event::Error(e) => {
+                let port = if script.outgoing { &mut e.local_port } else { &mut e.remote_port };
+                *port += number as u16;
+                e.time_ns += after_us * 1000;
+            }
+            Event::Process(..) => {}
+        }
+    }
+    script.cookie = COOKIE + number;
+    (script, verdict)
+}
+
+fn time_of(event: &Event) -> u64 {
+    match event {
+        Event::Tcp(_, e) => e.time_ns,
+        Event::Error(e) => e.time_ns,
+        Event::Process(_, e) => e.time_ns,
+    }
+}
+
+fn is_of(event: &Event, cookie: u64) -> bool {
+    matches!(event, Event::Tcp(_, e) if e.cookie == cookie)
+}
+
+/// What is right, or absent.
+fn assert_true(end: &ConnectionEnd, script: &Script, verdict: &cases::Verdict, lossy: bool) {
+    let (reason, by, reset_by, ..) = *verdict;
+    let what = format!("{end:?}\nof {verdict:?}");
+    let direction = if script.outgoing { Direction::Outgoing } else { Direction::Incoming };
+    assert!([direction, Direction::Unknown].contains(&end.direction), "{what}");
+    assert!(end.reason == reason || (lossy && end.reason == Reason::Vanished), "{what}");
+    assert!(end.by == by || (lossy && end.by.is_none()), "{what}");
+    assert!(end.reset_by == reset_by || (lossy && end.reset_by.is_none()), "{what}");
+    let known = |got: Option<u64>, want: u32| got.is_none_or(|n| n == u64::from(want));
+    assert!(known(end.counters.bytes_sent, script.sent), "{what}");
+    assert!(known(end.counters.bytes_received, script.received), "{what}");
+    let start = script.events.iter().find(|e| matches!(e, Event::Tcp(..))).map_or(0, time_of);
+    assert!(!end.start_known || end.start_ns == start, "{what}");
+    let whole = script.ends().swap_remove(0);
+    assert!(end.half_close_ns.is_none() || end.half_close_ns == whole.half_close_ns, "{what}");
+    assert!(end.isns.is_none() || end.isns == whole.isns, "{what}");
+    let (rtt, full) = (end.rtt.handshake_us, whole.rtt.handshake_us);
+    assert!(rtt.is_none() || rtt == full, "{what}");
+    if !lossy {
+        let mut same = end.clone();
+        same.cookie = whole.cookie;
+        (same.local, same.remote) = (whole.local, whole.remote);
+        let shift = same.start_ns - whole.start_ns;
+        (same.start_ns, same.end_ns) = (whole.start_ns, same.end_ns - shift);
+        assert_eq!(same, whole, "{what}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_connection_has_one_record_and_nothing_in_it_is_wrong((picks, fates) in world()) {
+        let connections: Vec<_> = picks
+            .iter()
+            .zip(0..)
+            .map(|(&(which, after_us), number)| connection(which, number, after_us))
+            .collect();
+        // As they come out of the ring: late, twice, or not at all.
+        let mut arriving: Vec<(u64, Event)> = Vec::new();
+        let mut heard_of: HashSet<u64> = HashSet::new();
+        let mut lost_ns = Vec::new();
+        let mut lossy = false;
+        let mut fates = fates.iter().cycle();
+        for (script, _) in &connections {
+            for event in &script.events {
+                let fate = fates.next().copied().unwrap();
+                if fate.lost {
+                    lossy = true;
+                    lost_ns.push(time_of(event));
+                    continue;
+                }
+                if is_of(event, script.cookie) {
+                    heard_of.insert(script.cookie);
+                }
+                for _ in 0..=u8::from(fate.twice) {
+                    arriving.push((time_of(event) + fate.late_ns, *event));
+                }
+            }
+        }
+        arriving.sort_by_key(|(at, _)| *at);
+
+        let mut table = FlowTable::new(FlowSettings {
+            errors_reported: true,
+            ..FlowSettings::default()
+        });
+        let mut ends = Vec::new();
+        let mut newest = 0;
+        for (at, event) in &arriving {
+            // The source says so before it hands out what came after the loss.
+            for lost in lost_ns.iter().filter(|lost| **lost <= *at) {
+                table.note_loss(*lost);
+            }
+            table.apply(event, &mut keep(&mut ends));
+            newest = newest.max(*at);
+        }
+        for lost in &lost_ns {
+            table.note_loss(*lost);
+        }
+        table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut keep(&mut ends));
+        // Two looks that find no socket.
+        for n in 1..=2 {
+            let at = newest + (n + 1) * UNEXPLAINED_NS;
+            let census = Census { begun_ns: at, done_ns: at, complete: true, ..Census::default() };
+            table.look(&census, &mut keep(&mut ends));
+        }
+        table.tick(newest + 10 * UNEXPLAINED_NS, &mut keep(&mut ends));
+        prop_assert!(table.is_empty());
+
+        for (script, verdict) in &connections {
+            let own: Vec<_> = ends.iter().filter(|end| end.cookie == script.cookie).collect();
+            // A SYN-ACK that comes in makes no connection by itself.
+            let may_be_none = lossy && !opens_any(&arriving, script.cookie);
+            prop_assert!(own.len() == 1 || (may_be_none && own.is_empty()),
+                "{} records of {verdict:?}", own.len());
+            if let [end] = own.as_slice() {
+                assert_true(end, script, verdict, lossy);
+            }
+        }
+        prop_assert!(lossy || heard_of.len() == connections.len());
+    }
+}
+
+/// Whether an event came that tells of a connection.
+fn opens_any(arriving: &[(u64, Event)], cookie: u64) -> bool {
+    arriving.iter().any(|(_, event)| match event {
+        Event::Tcp(kind, e) => e.cookie == cookie && opens(*kind, e),
+        _ => false,
+    })
+}
