@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod diag;
 pub mod dns;
 pub mod encode;
 pub mod enrich;
