@@ -25,8 +25,8 @@ pub fn direction(socket: &Socket, listeners: &Listeners) -> Direction {
 /// socket begins behind it (net/ipv4/tcp_minisocks.c, tcp_create_openreq_child). With nothing on its
 /// way, what else was acknowledged is the payload sent, each byte once, and in FIN_WAIT2 the own FIN.
 ///
-/// `None` where it cannot be told, also for a socket whose counters do not add up: one restored by
-/// CRIU, or whose segments did not fit a queue of this host.
+/// `None` where it cannot be told, also where the counters do not add up: a segment that this host's own
+/// firewall or queue dropped counts as sent, and is not retransmitted but sent anew.
 fn from_counters(socket: &Socket) -> Option<Direction> {
     let own_fin = match socket.state {
         TcpState::Established | TcpState::CloseWait => 0,

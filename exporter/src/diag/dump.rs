@@ -9,7 +9,7 @@ use netlink_sys::{Socket as Netlink, SocketAddr};
 use nix::sys::socket::getsockopt;
 
 use super::listeners::{Listener, Listeners};
-use super::message::{Family, Message, messages, request};
+use super::message::{Message, messages, request};
 use super::procfs;
 use super::socket::Socket;
 use crate::clock;
@@ -98,6 +98,14 @@ impl Namespace {
         !self.truncated && !self.interrupted
     }
 
+    fn insert(&mut self, socket: Socket, v6_only: bool) {
+        if socket.state == TcpState::Listen {
+            self.listeners.extend([Listener { socket, v6_only }]);
+        } else {
+            self.sockets.push(socket);
+        }
+    }
+
     /// Sockets of all kinds.
     pub(super) fn len(&self) -> usize {
         self.sockets.len() + self.listeners.iter().count()
@@ -131,15 +139,10 @@ fn dump_once(max_sockets: usize) -> Result<Namespace, DiagError> {
         truncated: false,
         interrupted: false,
     };
-    let mut room = max_sockets;
-    for family in [Family::V4, Family::V6] {
-        send(&netlink, family)?;
-        receive(&netlink, family, &mut room, &mut namespace)?;
-        // The rest of this answer would stand before the next one.
-        if namespace.truncated {
-            break;
-        }
-    }
+    let request = request();
+    retry(|| netlink.send_to(&request, &SocketAddr::new(0, 0), 0))
+        .map_err(|error| DiagError::system("ask for sockets", error))?;
+    receive(&netlink, max_sockets, &mut namespace)?;
     Ok(namespace)
 }
 
@@ -166,28 +169,14 @@ fn open() -> Result<Netlink, DiagError> {
     Ok(netlink)
 }
 
-fn send(netlink: &Netlink, family: Family) -> Result<(), DiagError> {
-    let request = request(family);
-    let kernel = SocketAddr::new(0, 0);
-    retry(|| netlink.send_to(&request, &kernel, 0))
-        .map(drop)
-        .map_err(|error| DiagError::system(format!("ask for {} sockets", family.as_str()), error))
-}
-
 /// Reads the answer to its end, or until there is no more room.
-fn receive(
-    netlink: &Netlink,
-    family: Family,
-    room: &mut usize,
-    namespace: &mut Namespace,
-) -> Result<(), DiagError> {
+fn receive(netlink: &Netlink, room: usize, namespace: &mut Namespace) -> Result<(), DiagError> {
+    let mut room = room;
     let mut datagram = Vec::with_capacity(RECEIVE_BYTES);
     loop {
         datagram.clear();
         let (length, sender) = retry(|| netlink.recv_from(&mut datagram, libc::MSG_TRUNC))
-            .map_err(|error| {
-                DiagError::system(format!("receive {} sockets", family.as_str()), error)
-            })?;
+            .map_err(|error| DiagError::system("receive sockets", error))?;
         // Any process may send to a netlink socket whose number it guesses; the kernel's is 0.
         if sender.port_number() != 0 {
             continue;
@@ -200,33 +189,28 @@ fn receive(
                 message.map_err(|error| DiagError::Malformed(error.to_string()))?;
             namespace.interrupted |= interrupted;
             match message {
+                Message::Socket { .. } if room == 0 => {
+                    namespace.truncated = true;
+                    return Ok(());
+                }
                 Message::Socket { socket, v6_only } => {
-                    let Some(left) = room.checked_sub(1) else {
-                        namespace.truncated = true;
-                        return Ok(());
-                    };
-                    *room = left;
-                    if socket.state == TcpState::Listen {
-                        namespace.listeners.extend([Listener { socket, v6_only }]);
-                    } else {
-                        namespace.sockets.push(socket);
-                    }
+                    room -= 1;
+                    namespace.insert(socket, v6_only);
                 }
                 Message::Done => return Ok(()),
-                Message::Refused(error) => return refused(family, error),
+                Message::Refused(error) => return Err(refused(error)),
                 Message::Other => {}
             }
         }
     }
 }
 
-/// ENOENT means that nobody in the kernel knows the family or protocol. A kernel without IPv6 has no
-/// IPv6 sockets, and that is all.
-fn refused(family: Family, error: io::Error) -> Result<(), DiagError> {
-    match (error.raw_os_error(), family) {
-        (Some(libc::ENOENT), Family::V6) => Ok(()),
-        (Some(libc::ENOENT), Family::V4) => Err(DiagError::Unsupported(error)),
-        _ => Err(DiagError::system(format!("dump {} sockets", family.as_str()), error)),
+/// Without inet_diag there is nobody to answer, without tcp_diag nobody who knows TCP
+/// (net/core/sock_diag.c, net/ipv4/inet_diag.c).
+fn refused(error: io::Error) -> DiagError {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOENT) => DiagError::Unsupported(error),
+        _ => DiagError::system("dump sockets", error),
     }
 }
 
@@ -246,15 +230,14 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_said_with_a_remedy() {
-        let of = |family, code| refused(family, io::Error::from_raw_os_error(code));
-        assert!(of(Family::V6, libc::ENOENT).is_ok(), "no IPv6, no IPv6 sockets");
         for (code, words) in [
             (libc::ENOENT, "modprobe -a inet_diag tcp_diag"),
+            (libc::EOPNOTSUPP, "CONFIG_INET_DIAG"),
             (libc::EPERM, "seccomp, SELinux"),
-            (libc::EACCES, "dump IPv4 sockets"),
-            (libc::ENOMEM, "cannot dump IPv4 sockets"),
+            (libc::EACCES, "no permission to dump sockets"),
+            (libc::ENOMEM, "cannot dump sockets"),
         ] {
-            let text = of(Family::V4, code).unwrap_err().to_string();
+            let text = refused(io::Error::from_raw_os_error(code)).to_string();
             assert!(text.contains(words), "{text}");
         }
     }

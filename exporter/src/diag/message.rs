@@ -4,16 +4,11 @@ use std::io;
 
 use flowend_probe_types::TcpState;
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable,
+    DecodeError, Emitable, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NlasIterator, Parseable,
 };
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{
-    AF_INET, AF_INET6, INET_DIAG_INFO, INET_DIAG_SKV6ONLY, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY,
-};
-use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer,
-};
+use netlink_packet_sock_diag::constants::{INET_DIAG_INFO, INET_DIAG_SKV6ONLY};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetResponseHeader, Timer};
 
 use super::socket::{Socket, SocketKind, TcpInfo};
 use crate::flow::Endpoint;
@@ -25,42 +20,28 @@ const INET_DIAG_CGROUP_ID: u16 = 21;
 /// `struct inet_diag_msg` without its attributes.
 const HEADER_LENGTH: usize = 72;
 
-/// Address family of a dump: the kernel takes one at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    /// Sockets of AF_INET6, connections over IPv4 among them.
-    V6,
-}
+/// All TCP sockets (include/uapi/linux/inet_diag.h). The one request that takes both families: for each
+/// request the kernel walks the connections of all network namespaces, which share a table.
+const TCPDIAG_GETSOCK: u16 = 18;
 
-impl Family {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-}
+/// A bit for each state from ESTABLISHED to NEW_SYN_RECV (include/net/tcp_states.h). Not for
+/// BOUND_INACTIVE: one more table to walk, of sockets that are no connections.
+const STATES: u32 = 0x1ffe;
 
-/// The request for all TCP sockets of a family, in every state, with their counters.
-pub(super) fn request(family: Family) -> Vec<u8> {
-    let (family, socket_id) = match family {
-        Family::V4 => (AF_INET, SocketId::new_v4()),
-        Family::V6 => (AF_INET6, SocketId::new_v6()),
-    };
+/// The request for all TCP sockets, in every state, with their counters.
+pub(super) fn request() -> Vec<u8> {
+    // struct inet_diag_req: family, prefix lengths, attributes wanted; struct inet_diag_sockid; states,
+    // dbs. All but two say "any".
+    let mut body = [0; 4 + 48 + 8];
+    body[3] = ExtensionFlags::INFO.bits();
+    body[52..56].copy_from_slice(&STATES.to_ne_bytes());
     let mut header = NetlinkHeader::default();
+    header.message_type = TCPDIAG_GETSOCK;
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::INFO,
-        states: StateFlags::all(),
-        socket_id,
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
+    let mut bytes = vec![0; header.buffer_len()];
+    header.length = (bytes.len() + body.len()) as u32;
+    header.emit(&mut bytes);
+    bytes.extend_from_slice(&body);
     bytes
 }
 
@@ -101,7 +82,7 @@ pub(super) fn messages(
 
 fn read(message_type: u16, payload: &[u8]) -> Result<Message, DecodeError> {
     match message_type {
-        SOCK_DIAG_BY_FAMILY => parse(payload),
+        TCPDIAG_GETSOCK => parse(payload),
         // Both carry 0 or a negative errno; a DONE without it has none (net/netlink/af_netlink.c).
         NLMSG_DONE => Ok(errno(payload).map_or(Message::Done, Message::Refused)),
         NLMSG_ERROR => Ok(errno(payload).map_or(Message::Other, Message::Refused)),
@@ -166,6 +147,8 @@ fn cookie(bytes: [u8; 8]) -> u64 {
 pub(super) mod tests {
     use std::net::{IpAddr, SocketAddr};
 
+    use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
+
     use super::*;
 
     /// An attribute with its padding.
@@ -219,7 +202,7 @@ pub(super) mod tests {
     }
 
     fn one(payload: &[u8]) -> (Socket, bool) {
-        let datagram = framed(SOCK_DIAG_BY_FAMILY, 2, payload);
+        let datagram = framed(TCPDIAG_GETSOCK, 2, payload);
         let mut all: Vec<_> = messages(&datagram).collect();
         assert_eq!(all.len(), 1);
         match all.remove(0).unwrap() {
@@ -294,9 +277,9 @@ pub(super) mod tests {
     fn one_datagram_carries_many_messages_and_the_end() {
         let socket = diag_msg(1, 0, "10.0.0.1:1", "10.0.0.2:2", &[]);
         let datagram = [
-            framed(SOCK_DIAG_BY_FAMILY, 2, &socket),
+            framed(TCPDIAG_GETSOCK, 2, &socket),
             framed(1, 0, &[]),
-            framed(SOCK_DIAG_BY_FAMILY, 2 | NLM_F_DUMP_INTR, &socket),
+            framed(TCPDIAG_GETSOCK, 2 | NLM_F_DUMP_INTR, &socket),
             framed(NLMSG_DONE, 2, &0_i32.to_ne_bytes()),
         ]
         .concat();
@@ -331,7 +314,7 @@ pub(super) mod tests {
     fn cut_and_garbled_messages_are_errors_and_never_a_panic() {
         let attributes = [info(), attribute(INET_DIAG_CGROUP_ID, &99_u64.to_ne_bytes())];
         let whole = diag_msg(1, 0, "10.0.0.1:1", "10.0.0.2:2", &attributes);
-        let datagram = framed(SOCK_DIAG_BY_FAMILY, 2, &whole);
+        let datagram = framed(TCPDIAG_GETSOCK, 2, &whole);
         for cut in 1..datagram.len() {
             let mut all: Vec<_> = messages(&datagram[..cut]).collect();
             assert_eq!(all.len(), 1, "{cut}");
@@ -339,7 +322,7 @@ pub(super) mod tests {
         }
         // The frame is right and what is in it is short.
         for cut in 0..whole.len() {
-            let framed = framed(SOCK_DIAG_BY_FAMILY, 2, &whole[..cut]);
+            let framed = framed(TCPDIAG_GETSOCK, 2, &whole[..cut]);
             let read = messages(&framed).next().unwrap();
             assert!(cut >= HEADER_LENGTH || read.is_err(), "{cut}");
         }
@@ -351,17 +334,22 @@ pub(super) mod tests {
                 assert!(messages(&garbled).count() <= datagram.len() / 16, "{at} {bit}");
             }
         }
-        let unknown_family = framed(SOCK_DIAG_BY_FAMILY, 2, &[77; HEADER_LENGTH]);
+        let unknown_family = framed(TCPDIAG_GETSOCK, 2, &[77; HEADER_LENGTH]);
         assert!(messages(&unknown_family).next().unwrap().is_err());
     }
 
     #[test]
     fn a_request_asks_for_every_state_and_the_counters() {
-        let bytes = request(Family::V6);
-        assert_eq!(bytes.len(), 16 + 56);
-        let (states, want) = (u32::from_ne_bytes(*bytes[20..].first_chunk().unwrap()), 0xffe);
-        assert_eq!(states & want, want, "{states:#x}");
-        assert_eq!(bytes[16..19], [AF_INET6, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1)]);
-        assert_eq!(u16::from_ne_bytes([bytes[6], bytes[7]]), NLM_F_REQUEST | NLM_F_DUMP);
+        let bytes = request();
+        assert_eq!(bytes.len(), 16 + 60);
+        let message = NetlinkBuffer::new_checked(&bytes[..]).unwrap();
+        assert_eq!((message.message_type(), message.length()), (TCPDIAG_GETSOCK, 76));
+        assert_eq!(message.flags(), NLM_F_REQUEST | NLM_F_DUMP);
+        let body = message.payload();
+        assert_eq!(body[..4], [0, 0, 0, 1 << (INET_DIAG_INFO - 1)]);
+        let states = u32::from_ne_bytes(*body[52..].first_chunk().unwrap());
+        for state in TcpState::Established as u8..=TcpState::NewSynRecv as u8 {
+            assert!(states >> state & 1 == 1, "{state}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 /// Process ids in this process's numbering, ascending.
-pub(super) fn processes() -> io::Result<Vec<u32>> {
+pub(super) fn all_processes() -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
         if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
@@ -94,17 +94,21 @@ pub struct Owners {
 }
 
 /// Finds the processes that have these sockets open, by their inodes. Inodes of sockets are unique on
-/// the machine, whatever the network namespace. Reads every link of /proc/PID/fd until all are found.
+/// the machine, whatever the network namespace. Reads every link of /proc/PID/fd, some microseconds
+/// each, until all are found: name the processes that matter.
 ///
 /// # Errors
 /// When /proc cannot be listed.
-pub fn owners(inodes: &HashSet<u32>) -> io::Result<Owners> {
+pub fn owners(inodes: &HashSet<u32>, processes: &ProcessFilter) -> io::Result<Owners> {
     let mut owners = Owners::default();
     // 0 stands for "no file", and is found nowhere.
     let wanted = inodes.iter().filter(|inode| **inode != 0).count();
-    for pid in processes()? {
+    for pid in all_processes()? {
         if owners.pids.len() == wanted {
             break;
+        }
+        if !processes.takes(pid) {
+            continue;
         }
         match sockets_of(pid, |inode| {
             if inodes.contains(&inode) {
@@ -178,7 +182,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&listener));
         let inode = u32::try_from(fs::metadata(path).unwrap().ino()).unwrap();
-        let owners = owners(&HashSet::from([inode])).unwrap();
-        assert_eq!(owners.pids, HashMap::from([(inode, std::process::id())]));
+        let of = |filter| owners(&HashSet::from([inode]), &filter).unwrap().pids;
+        assert_eq!(of(ProcessFilter::All), HashMap::from([(inode, std::process::id())]));
+        assert_eq!(of(ProcessFilter::Below(Vec::new())), HashMap::new());
     }
 }

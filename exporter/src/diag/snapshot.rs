@@ -16,7 +16,7 @@ use super::procfs::{self, ProcessFilter};
 pub struct SnapshotOptions {
     /// Sockets of all namespaces together, each about 200 bytes.
     pub max_sockets: usize,
-    /// Namespaces beside the own one. The kernel walks its whole table of connections for each.
+    /// Namespaces beside the own one. For each the kernel walks the connections of all of them.
     pub max_namespaces: usize,
     /// Namespaces in which there is no such process are left out, unless they are known from before.
     pub processes: ProcessFilter,
@@ -97,7 +97,7 @@ pub fn snapshot(known: &HashSet<u64>, options: &SnapshotOptions) -> Result<Snaps
     in_a_thread(|| {
         let own = dump(options.max_sockets)?;
         let mut tour = Tour::from(own, known, options);
-        for pid in procfs::processes().map_err(|e| DiagError::system("list /proc", e))? {
+        for pid in procfs::all_processes().map_err(|e| DiagError::system("list /proc", e))? {
             tour.visit(pid);
         }
         Ok(tour.finish())
