@@ -10,6 +10,7 @@ pub mod clock;
 pub mod community_id;
 pub mod config;
 pub mod demo;
+pub mod diag;
 pub mod dns;
 pub mod encode;
 pub mod enrich;

@@ -7,6 +7,7 @@ mod bad_input;
 mod collector;
 mod connections;
 mod demo;
+mod diag;
 mod http;
 mod names;
 mod nat;
