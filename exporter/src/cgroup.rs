@@ -91,6 +91,20 @@ pub fn relative(mount: &Path, folder: &Path) -> String {
     }
 }
 
+/// Hands id and path of `folder` and of every cgroup below it to `found`. What vanishes meanwhile is left
+/// out.
+pub fn walk(mount: &Path, folder: &Path, found: &mut impl FnMut(u64, &str)) {
+    if let Ok(id) = id_of(folder) {
+        found(id, &relative(mount, folder));
+    }
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            walk(mount, &entry.path(), found);
+        }
+    }
+}
+
 /// The paths of cgroups by id, relative to the mount. Bounded; kept for cgroups that are gone.
 #[derive(Clone, Debug)]
 pub struct Paths(Arc<Mutex<LruCache<u64, Arc<str>>>>);

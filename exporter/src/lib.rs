@@ -19,6 +19,7 @@ pub mod export;
 pub mod flow;
 pub mod ids;
 pub mod ledger;
+pub mod look;
 pub mod pipeline;
 pub mod probe;
 pub mod record;

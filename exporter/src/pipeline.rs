@@ -12,9 +12,10 @@ use crate::community_id::CommunityId;
 use crate::dns::Dns;
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
-use crate::flow::{Census, ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
+use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
+use crate::look::Look;
 use crate::record::{Record, RecordKind};
 use crate::sample::Sampler;
 
@@ -23,6 +24,7 @@ use crate::sample::Sampler;
 pub struct Pipeline {
     flows: FlowTable,
     stages: Stages,
+    read_ns: u64,
 }
 
 /// What makes a record of what the flow table yields.
@@ -55,7 +57,7 @@ pub struct Stages {
 impl Pipeline {
     /// With an empty flow table.
     pub fn new(flows: FlowSettings, stages: Stages) -> Self {
-        Self { flows: FlowTable::new(flows), stages }
+        Self { flows: FlowTable::new(flows), stages, read_ns: 0 }
     }
 
     /// Takes in one record of the ring. `boot_to_unix_ns` turns its clock into wall time.
@@ -85,12 +87,17 @@ impl Pipeline {
 
     /// Reports what is due at `now_ns`.
     pub fn tick(&mut self, now_ns: u64, boot_to_unix_ns: u64) {
+        self.read_ns = now_ns;
         let stages = &mut self.stages;
         self.flows.tick(now_ns, &mut |flow| stages.take(flow, boot_to_unix_ns));
     }
 
     /// Takes in a look at the kernel's sockets. The ring must have been read to its end since.
-    pub fn look(&mut self, census: &Census, boot_to_unix_ns: u64) {
+    pub fn look(&mut self, look: &Look, boot_to_unix_ns: u64) {
+        let census = &look.census;
+        for (cookie, pid) in &look.owners {
+            self.stages.processes.found(*cookie, *pid);
+        }
         for socket in census.sockets.iter().filter(|socket| socket.watched) {
             self.stages.workloads.observe(socket.cgroup_id.unwrap_or(0));
         }
@@ -115,6 +122,11 @@ impl Pipeline {
     /// What became of the DNS messages.
     pub const fn dns(&self) -> &Dns {
         &self.stages.dns
+    }
+
+    /// Until when everything that happened has been read, ns.
+    pub const fn read_ns(&self) -> u64 {
+        self.read_ns
     }
 
     /// The connections being followed.

@@ -16,9 +16,10 @@ use crate::config::{Output, Settings};
 use crate::dns::{Dns, DnsStats};
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
-use crate::flow::{FlowSettings, FlowStats};
+use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
+use crate::look::{Look, LookSettings, Looker};
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::{EventSet, Record};
@@ -36,6 +37,8 @@ pub struct Sidecar {
     source: RingSource,
     pipeline: Pipeline,
     watch: TargetWatch,
+    looks: LookSettings,
+    paths: Paths,
     outputs: Vec<RunningOutput>,
     ledger: Arc<Ledger>,
     shutdown_timeout: Duration,
@@ -118,11 +121,21 @@ impl Sidecar {
             },
         );
         // Last, so that nothing is attached when something else fails.
-        let watch = TargetWatch::start(probe, mount, settings.targets.clone(), paths)?;
+        let looks = LookSettings {
+            mount: mount.clone(),
+            interval: match settings.events.progress {
+                true => settings.look_interval.min(settings.progress_interval),
+                false => settings.look_interval,
+            },
+            owners: settings.process,
+        };
+        let watch = TargetWatch::start(probe, mount, settings.targets.clone(), paths.clone())?;
         Ok(Self {
             source,
             pipeline,
             watch,
+            looks,
+            paths,
             outputs,
             ledger,
             shutdown_timeout: settings.shutdown_timeout,
@@ -139,6 +152,8 @@ impl Sidecar {
             "{} cgroup(s) attached; reporting the ends of TCP connections",
             self.watch.attached()
         );
+        let mut looker = Looker::start(self.looks, self.paths, self.watch.folders());
+        let mut look = None;
         let watch = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
@@ -151,6 +166,13 @@ impl Sidecar {
                 () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline),
                 () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline),
                 _ = health.tick() => said = said.report(&self.source, &self.pipeline),
+                taken = looker.next(), if look.is_none() => look = Some(taken),
+            }
+            if !more {
+                take_in(&mut look, &mut self.pipeline);
+                if self.pipeline.flows().wants_look(clock::boot_ns()) {
+                    looker.want();
+                }
             }
             if let Some(error) = failed_output(&mut self.outputs).await {
                 break Some(error);
@@ -196,6 +218,17 @@ fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
         pipeline.tick(now, offset);
     }
     more
+}
+
+/// Takes in a look at the kernel's sockets, once everything that happened by then has been read: the ring
+/// was read to its end just now, and again after the look was over.
+fn take_in(look: &mut Option<Look>, pipeline: &mut Pipeline) {
+    let is_read = |look: &Look| look.census.done_ns + REORDER_NS <= pipeline.read_ns();
+    if look.as_ref().is_some_and(is_read)
+        && let Some(look) = look.take()
+    {
+        pipeline.look(&look, clock::boot_to_unix_ns());
+    }
 }
 
 /// What went wrong inside and was said.

@@ -51,12 +51,26 @@ impl Processes {
     /// be gone when its connection ends.
     pub fn observe(&mut self, kind: EventKind, event: &ProcessEvent) {
         debug_assert!(matches!(kind, EventKind::Connect | EventKind::Bind));
+        let process = self.process(event.pid);
+        self.by_cookie.insert(event.cookie, process);
+    }
+
+    /// Takes in which process holds a socket that was made before the probe came. What connect() or
+    /// bind() told is not overruled.
+    pub fn found(&mut self, cookie: u64, pid: u32) {
+        if !self.by_cookie.contains_key(&cookie) {
+            let process = self.process(pid);
+            self.by_cookie.insert(cookie, process);
+        }
+    }
+
+    fn process(&self, pid: u32) -> Process {
         let executable = if self.proc_is_initial {
-            self.names.get_with(event.pid, || executable_of(event.pid))
+            self.names.get_with(pid, || executable_of(pid))
         } else {
             None
         };
-        self.by_cookie.insert(event.cookie, Process { pid: event.pid, executable });
+        Process { pid, executable }
     }
 
     /// The process of the local side: the one that connected, or for an accepted connection the one

@@ -1,7 +1,7 @@
 //! Workloads: what a cgroup's path says about container, pod and unit, and the resource made of it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -92,8 +92,9 @@ impl Workloads {
         if self.unknown.get(&id).is_some_and(|since| now.duration_since(*since) < UNKNOWN_FOR) {
             return None;
         }
-        let mount = self.mount.clone();
-        self.walk(&mount);
+        cgroup::walk(&self.mount, &self.mount, &mut |id, path| {
+            self.paths.learn(id, || path.to_owned());
+        });
         let found = self.paths.get(id);
         if found.is_none() {
             if self.unknown.len() >= LIMIT {
@@ -102,18 +103,6 @@ impl Workloads {
             self.unknown.insert(id, now);
         }
         found
-    }
-
-    fn walk(&mut self, folder: &Path) {
-        if let Ok(id) = cgroup::id_of(folder) {
-            self.paths.learn(id, || cgroup::relative(&self.mount, folder));
-        }
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                self.walk(&entry.path());
-            }
-        }
     }
 }
 

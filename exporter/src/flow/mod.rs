@@ -207,7 +207,8 @@ impl FlowTable {
     /// Takes in a look at the kernel's sockets. Every event up to [`REORDER_NS`] after its end must have
     /// been applied: a socket that is new to the table is then older than the probe.
     pub fn look(&mut self, census: &Census, out: &mut impl FnMut(FlowEvent)) {
-        self.look_at_ns = None;
+        // One that was begun too early tells nothing of what it was wanted for.
+        self.look_at_ns = self.look_at_ns.filter(|at| *at > census.begun_ns);
         while let Some(event) = self.reorder.pop(census.done_ns + REORDER_NS) {
             self.step(&event, out);
         }

@@ -36,6 +36,8 @@ pub struct TargetWatch {
     dying: Vec<Attachment>,
     /// Told of each cgroup that is attached to: it may be gone before its first event is read.
     paths: Paths,
+    /// The folders attached to, for whom it concerns.
+    folders: tokio::sync::watch::Sender<Vec<PathBuf>>,
 }
 
 impl TargetWatch {
@@ -64,6 +66,7 @@ impl TargetWatch {
             detachments: Arc::default(),
             dying: Vec::new(),
             paths,
+            folders: tokio::sync::watch::Sender::default(),
         };
         let mut errors = watch.reconcile();
         if watch.attached.is_empty() && !errors.is_empty() {
@@ -84,6 +87,11 @@ impl TargetWatch {
     /// The number of cgroups attached to.
     pub fn attached(&self) -> usize {
         self.attached.len()
+    }
+
+    /// The folders attached to, and when they change.
+    pub fn folders(&self) -> tokio::sync::watch::Receiver<Vec<PathBuf>> {
+        self.folders.subscribe()
     }
 
     /// Counts how often somebody else detached the programs.
@@ -133,6 +141,7 @@ impl TargetWatch {
             }
         }
         let mut errors = Vec::new();
+        let mut newly_attached = false;
         for (id, folder) in resolution.attach {
             if self.attached.contains_key(&id) {
                 continue;
@@ -142,6 +151,7 @@ impl TargetWatch {
             match self.probe.attach(&folder, &name) {
                 Ok(attachment) => {
                     info!("cgroup {name}: attached");
+                    newly_attached = true;
                     self.attached.insert(id, (folder, attachment));
                 }
                 Err(error) => {
@@ -151,6 +161,12 @@ impl TargetWatch {
             }
         }
         drop(replaced);
+        let folders: Vec<PathBuf> = self.attached.values().map(|(f, _)| f.clone()).collect();
+        self.folders.send_if_modified(|before| {
+            let changed = newly_attached || *before != folders;
+            *before = folders;
+            changed
+        });
         for pattern in resolution.unmatched {
             saying.insert(format!(
                 "target {pattern}: no such cgroup below {} yet; it is attached when it appears",

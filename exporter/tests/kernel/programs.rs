@@ -1,9 +1,11 @@
-//! The built programs through BPF_PROG_TEST_RUN: every packet passes, and what is no SYN, FIN or RST
-//! leaves no event.
+//! The built programs through BPF_PROG_TEST_RUN: every packet passes, and each is read as the host reads
+//! it.
 
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
 use flowend::probe::{LoadOptions, PROGRAMS, Probe};
-use flowend_probe_types::{ACK, FIN, PSH, RST, SYN};
+use flowend_probe_types::{
+    ACK, Event, EventKind, FIN, LOST_SLOTS, PSH, RST, SKIPPED_SLOTS, SYN, Skip, TERMINATING, parse,
+};
 
 use super::support::can_run;
 
@@ -79,22 +81,115 @@ fn every_packet_passes() {
         packet[14] = first;
         packets.push(packet);
     }
-    let mut run = 0;
+    let mut ran = 0;
     for name in ["flowend_ingress", "flowend_egress"] {
-        let program: &mut CgroupSkb =
-            probe.ebpf_mut().program_mut(name).unwrap().try_into().unwrap();
         for packet in &packets {
-            let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
             // The kernel itself refuses frames whose IP header is cut; nothing to let pass then.
-            let Ok(result) = program.test_run(options) else { continue };
-            assert_eq!(result.return_value, 1, "{name} {packet:02x?}");
-            run += 1;
+            let Some(verdict) = run(&mut probe, name, packet) else { continue };
+            assert_eq!(verdict, 1, "{name} {packet:02x?}");
+            ran += 1;
         }
     }
-    assert!(run > 1500, "{run} packets were run");
-    // A test run has no socket, so even a flagged segment tells nothing.
-    assert!(probe.take_ring().unwrap().next().is_none());
-    assert_eq!(probe.take_lost().unwrap().read(), [0; 6]);
+    assert!(ran > 1500, "{ran} packets were run");
+}
+
+/// Runs one program on one frame. `None` where the kernel itself refuses it.
+fn run(probe: &mut Probe, name: &str, frame: &[u8]) -> Option<u32> {
+    let program: &mut CgroupSkb = probe.ebpf_mut().program_mut(name).unwrap().try_into().unwrap();
+    let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+    program.test_run(options).ok().map(|result| result.return_value)
+}
+
+/// Packets of all kinds, without the link layer.
+fn packets() -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    for flags in 0..=u8::MAX {
+        for payload in [0, 1, 100] {
+            let mut segment = tcp(flags, payload);
+            segment[4..8].copy_from_slice(&(u32::from(flags) << 24 | 7).to_be_bytes());
+            segment[8..12].copy_from_slice(&(u32::MAX - u32::from(flags)).to_be_bytes());
+            let mut options = segment.clone();
+            options[12] = 8 << 4;
+            options.splice(20..20, [1; 12]);
+            for transport in [&segment, &options] {
+                packets.push(v4(6, 0, transport));
+                packets.push(v4(6, 24, transport));
+                packets.push(v6(6, transport));
+                // Hop-by-hop options before it.
+                packets.push(v6(0, &[&[6, 0, 0, 0, 0, 0, 0, 0], &transport[..]].concat()));
+            }
+        }
+    }
+    for offset in 0..16 {
+        let mut segment = tcp(RST, 10);
+        segment[12] = offset << 4;
+        packets.push(v4(6, 0, &segment));
+        packets.push(v6(6, &segment));
+    }
+    for fragment in [1, 0x1fff, 0x2000, 0x2001, 0x4000] {
+        for options in [0, 8] {
+            let mut packet = v4(6, options, &tcp(FIN, 30));
+            packet[14 + 6..14 + 8].copy_from_slice(&u16::to_be_bytes(fragment));
+            packets.push(packet);
+        }
+        let [high, low] = u16::to_be_bytes(fragment << 3);
+        packets.push(v6(44, &[&[6, 0, high, low, 0, 0, 0, 9], &tcp(SYN, 0)[..]].concat()));
+    }
+    for len in 34..90 {
+        for whole in [
+            v4(6, 40, &tcp(SYN | ACK, 40)),
+            v6(0, &[&[6, 1], &[0; 14][..], &tcp(RST, 40)].concat()),
+        ] {
+            packets.push(whole[..len.min(whole.len())].to_vec());
+        }
+    }
+    packets
+}
+
+/// What the host's parser makes of a packet is what the program in the kernel makes of it.
+#[test]
+fn the_programs_read_packets_as_the_host_does() {
+    if !can_run("the_programs_read_packets_as_the_host_does", &[]) {
+        return;
+    }
+    let mut probe = load();
+    let mut ring = probe.take_ring().unwrap();
+    let skipped = probe.take_skipped().unwrap();
+    let (mut events, mut by_cause) = (0, [0; SKIPPED_SLOTS.len()]);
+    for (name, kind) in
+        [("flowend_ingress", EventKind::SegmentIn), ("flowend_egress", EventKind::SegmentOut)]
+    {
+        for frame in packets() {
+            let before = skipped.read();
+            if run(&mut probe, name, &frame).is_none() {
+                continue;
+            }
+            let got = ring.next().map(|item| Event::decode(&item).unwrap());
+            assert!(ring.next().is_none(), "one event at most: {frame:02x?}");
+            let host = parse(&&frame[14..]);
+            let want = host.ok().filter(|segment| segment.flags & TERMINATING != 0);
+            let read = got.map(|event| {
+                let Event::Tcp(got_kind, e) = event else { panic!("{event:?}") };
+                assert_eq!(got_kind, kind, "{frame:02x?}");
+                // The socket of a test run has the packet's addresses and no ports.
+                (e.local, e.remote, e.flags, e.seq, e.ack, e.payload)
+            });
+            let said = want.map(|s| (s.src, s.dst, s.flags, s.seq, s.ack, s.payload));
+            assert_eq!(read, said, "{name} {frame:02x?}");
+            events += u32::from(got.is_some());
+            for (slot, (now, before)) in skipped.read().iter().zip(before).enumerate() {
+                // What has none of the flags where they would be is let go without a look.
+                assert!(
+                    *now == before || host.err().and_then(Skip::slot) == Some(slot as u32),
+                    "{name} {frame:02x?}: {host:?}"
+                );
+                by_cause[slot] += now - before;
+            }
+        }
+    }
+    assert!(events > 5_000, "{events} events");
+    assert!(by_cause.iter().all(|n| *n > 0), "each cause is counted: {by_cause:?}");
+    assert_eq!(probe.take_lost().unwrap().read(), [0; LOST_SLOTS.len()]);
 }
 
 /// The verifier looks at a million instructions at most (since Linux 5.2): far from it.

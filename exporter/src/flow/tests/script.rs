@@ -1,8 +1,6 @@
 //! A connection written down step by step, as one socket has it.
 
-use flowend_probe_types::{
-    ACK, Addr, ErrorEvent, Event, EventKind, FIN, RST, SYN, TcpEvent, TcpState,
-};
+use flowend_probe_types::{ACK, Addr, ErrorEvent, Event, EventKind, FIN, SYN, TcpEvent, TcpState};
 
 use super::super::*;
 use super::ends;

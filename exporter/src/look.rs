@@ -1,0 +1,267 @@
+//! Looks at the kernel's sockets: at the start, when a cgroup is attached to, when only a look can tell
+//! how a connection ended, and now and then.
+//!
+//! A task of its own: a look blocks, on the kernel and on /proc, and the data path waits for nothing.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowend_probe_types::TcpState;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::cgroup::{self, Paths};
+use crate::clock;
+use crate::diag::{self, Namespace, ProcessFilter, Snapshot, SnapshotOptions, Socket, SocketKind};
+use crate::enrich::is_in_initial_pid_namespace;
+use crate::flow::{Census, Direction, OpenSocket, Running};
+
+/// Sockets that one look takes in at most; each is about 200 bytes for the time that it takes.
+const MAX_SOCKETS: usize = 2_000_000;
+
+/// Network namespaces beside the own one that are looked at, at most.
+const MAX_NAMESPACES: usize = 4096;
+
+/// Looks never follow each other faster than this.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A look, and which process holds which socket that it found.
+#[derive(Debug)]
+pub struct Look {
+    /// For the flow table.
+    pub census: Census,
+    /// Socket cookie and pid; empty unless asked for.
+    pub owners: Vec<(u64, u32)>,
+}
+
+/// What a look is about.
+#[derive(Clone, Debug)]
+pub struct LookSettings {
+    /// Where the cgroup2 hierarchy is mounted.
+    pub mount: PathBuf,
+    /// How often, when nothing asks for a look.
+    pub interval: Duration,
+    /// Find out which process holds a socket that is older than its watch.
+    pub owners: bool,
+}
+
+/// The task, and how to talk to it. The task ends with this.
+#[derive(Debug)]
+pub struct Looker {
+    looks: mpsc::Receiver<Look>,
+    wanted: Arc<Notify>,
+    /// Asked for, and none came since.
+    asked: bool,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Looker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Looker {
+    /// Looks at once, and whenever `folders`, the cgroups attached to, change.
+    pub fn start(
+        settings: LookSettings,
+        paths: Paths,
+        folders: watch::Receiver<Vec<PathBuf>>,
+    ) -> Self {
+        let (send, looks) = mpsc::channel(1);
+        let wanted = Arc::new(Notify::new());
+        let task = tokio::spawn(run(settings, paths, folders, Arc::clone(&wanted), send));
+        Self { looks, wanted, asked: false, task }
+    }
+
+    /// Asks for a look soon.
+    pub fn want(&mut self) {
+        if !std::mem::replace(&mut self.asked, true) {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// The next look. Cancel safe. Waits for ever once the task is gone.
+    pub async fn next(&mut self) -> Look {
+        match self.looks.recv().await {
+            Some(look) => {
+                self.asked = false;
+                look
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn run(
+    settings: LookSettings,
+    paths: Paths,
+    mut folders: watch::Receiver<Vec<PathBuf>>,
+    wanted: Arc<Notify>,
+    send: mpsc::Sender<Look>,
+) {
+    let mut known = HashSet::new();
+    let mut said = BTreeSet::new();
+    // Who holds a socket matters for those that were there before the programs were.
+    let mut owners = settings.owners;
+    loop {
+        let attached = folders.borrow_and_update().clone();
+        let (mount, paths, before) = (settings.mount.clone(), paths.clone(), known.clone());
+        let look =
+            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &before, owners));
+        match look.await {
+            Ok(Ok((look, snapshot))) => {
+                say(&snapshot, &mut said);
+                known = namespaces(&snapshot).map(|n| n.inode).collect();
+                if send.send(look).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Err(error)) => {
+                let words = format!("{error}; connections older than flowend are not known");
+                if said.insert(words.clone()) {
+                    warn!("{words}");
+                }
+            }
+            // Aborted, with the program.
+            Err(_) => return,
+        }
+        tokio::time::sleep(PAUSE).await;
+        owners = tokio::select! {
+            () = wanted.notified() => false,
+            () = tokio::time::sleep(settings.interval) => false,
+            changed = folders.changed() => match changed {
+                Ok(()) => settings.owners,
+                Err(_) => return,
+            },
+        };
+    }
+}
+
+/// Says what could not be looked at, once.
+fn say(snapshot: &Snapshot, said: &mut BTreeSet<String>) {
+    if let Some(left_out) = &snapshot.left_out {
+        let words = left_out.to_string();
+        let cause = words.split('(').nth(1).unwrap_or_default().to_owned();
+        if said.insert(cause) {
+            info!("{words}");
+        }
+    }
+    if namespaces(snapshot).any(|n| n.truncated) && said.insert("truncated".into()) {
+        warn!("more than {MAX_SOCKETS} TCP sockets: those past it are not looked at");
+    }
+}
+
+fn namespaces(snapshot: &Snapshot) -> impl Iterator<Item = &Namespace> {
+    std::iter::once(&snapshot.own).chain(&snapshot.others)
+}
+
+/// One look. Blocks.
+fn look(
+    mount: &Path,
+    attached: &[PathBuf],
+    paths: &Paths,
+    known: &HashSet<u64>,
+    owners: bool,
+) -> Result<(Look, Snapshot), diag::DiagError> {
+    let begun_ns = clock::boot_ns();
+    let mut cgroups = HashSet::new();
+    for folder in attached {
+        cgroup::walk(mount, folder, &mut |id, path| {
+            cgroups.insert(id);
+            paths.learn(id, || path.to_owned());
+        });
+    }
+    let below = attached.iter().map(|folder| cgroup::relative(mount, folder)).collect();
+    let processes = ProcessFilter::Below(below);
+    let options = SnapshotOptions {
+        max_sockets: MAX_SOCKETS,
+        max_namespaces: MAX_NAMESPACES,
+        processes: processes.clone(),
+    };
+    let snapshot = diag::snapshot(known, &options)?;
+    let sockets = namespaces(&snapshot)
+        .flat_map(|namespace| namespace.sockets.iter().map(move |socket| (namespace, socket)))
+        .filter(|(_, socket)| socket.kind != SocketKind::Request)
+        .map(|(namespace, socket)| open_socket(namespace, socket, &cgroups))
+        .collect();
+    let census = Census {
+        begun_ns,
+        done_ns: clock::boot_ns(),
+        namespaces: namespaces(&snapshot)
+            .filter(|n| n.is_whole())
+            .filter_map(|n| n.cookie)
+            .collect(),
+        complete: snapshot.complete
+            && snapshot.unreadable_processes == 0
+            && is_in_initial_pid_namespace(),
+        sockets,
+    };
+    let owners = if owners { owners_of(&snapshot, &cgroups, &processes) } else { Vec::new() };
+    Ok((Look { census, owners }, snapshot))
+}
+
+fn open_socket(namespace: &Namespace, socket: &Socket, cgroups: &HashSet<u64>) -> OpenSocket {
+    let is_minisocket = socket.kind == SocketKind::TimeWait;
+    OpenSocket {
+        cookie: socket.cookie,
+        netns: namespace.cookie,
+        cgroup_id: socket.cgroup_id,
+        state: if is_minisocket { TcpState::TimeWait } else { socket.state },
+        local: socket.local,
+        remote: socket.remote,
+        direction: if is_minisocket {
+            Direction::Unknown
+        } else {
+            diag::direction(socket, &namespace.listeners)
+        },
+        watched: socket.cgroup_id.is_some_and(|id| cgroups.contains(&id)),
+        running: running(socket),
+    }
+}
+
+fn running(socket: &Socket) -> Option<Running> {
+    let info = socket.info?;
+    // The peer's FIN counts as a byte once it is there.
+    let has_fin =
+        matches!(socket.state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing);
+    let known = |us: u32| (us != 0 && us != u32::MAX).then_some(us);
+    Some(Running {
+        bytes_sent: info
+            .bytes_sent
+            .zip(info.bytes_retrans)
+            .and_then(|(all, again)| all.checked_sub(again)),
+        bytes_received: info.bytes_received.and_then(|n| n.checked_sub(u64::from(has_fin))),
+        segments_sent: info.segs_out,
+        segments_received: info.segs_in,
+        retransmits: Some(info.total_retrans),
+        srtt_us: known(info.rtt_us),
+        min_rtt_us: info.min_rtt_us.and_then(known),
+    })
+}
+
+/// The processes of listeners and connections in watched cgroups, by socket cookie. Best effort: what
+/// cannot be read is left out.
+fn owners_of(
+    snapshot: &Snapshot,
+    cgroups: &HashSet<u64>,
+    processes: &ProcessFilter,
+) -> Vec<(u64, u32)> {
+    // Pids of events are those of the initial namespace; /proc must number them alike.
+    if !is_in_initial_pid_namespace() {
+        return Vec::new();
+    }
+    let sockets: Vec<&Socket> = namespaces(snapshot)
+        .flat_map(|n| n.listeners.iter().map(|l| &l.socket).chain(&n.sockets))
+        .filter(|s| s.inode != 0 && s.cgroup_id.is_some_and(|id| cgroups.contains(&id)))
+        .collect();
+    let inodes = sockets.iter().map(|socket| socket.inode).collect();
+    let Ok(owners) = diag::owners(&inodes, processes) else { return Vec::new() };
+    sockets
+        .iter()
+        .filter_map(|socket| Some((socket.cookie, *owners.pids.get(&socket.inode)?)))
+        .collect()
+}
