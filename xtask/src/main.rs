@@ -2,6 +2,7 @@
 
 mod bench_probe;
 mod bpf;
+mod stress;
 
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ cargo xtask COMMAND
   bpf           rebuild the BPF objects that are committed beside bpf-probes/
   bpf --check   fail unless a rebuild gives the committed bytes
   bench-probe   ns per packet of the built programs, beside a program that does nothing (root)
+  stress        100,000 connections twice, as fast as they go: each end once and true (root)
 ";
 
 fn main() -> ExitCode {
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         ["bpf"] => bpf::rebuild(),
         ["bpf", "--check"] => bpf::check(),
         ["bench-probe"] => bench_probe::run(),
+        ["stress"] => stress::run(),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -30,9 +30,9 @@ use tonic::{Request, Response, Status};
 #[derive(Clone, Debug)]
 pub struct Item<T> {
     /// Attributes of the resource.
-    pub resource: Vec<KeyValue>,
+    pub resource: Arc<[KeyValue]>,
     /// Who made it.
-    pub scope: Option<InstrumentationScope>,
+    pub scope: Option<Arc<InstrumentationScope>>,
     /// The log record or span.
     pub item: T,
 }
@@ -50,11 +50,13 @@ impl Received {
     /// Takes in a request of the logs signal.
     pub fn add_logs(&mut self, request: ExportLogsServiceRequest) {
         for resource in request.resource_logs {
-            let attributes = resource.resource.map(|r| r.attributes).unwrap_or_default();
+            let attributes: Arc<[KeyValue]> =
+                resource.resource.map(|r| r.attributes).unwrap_or_default().into();
             for scope in resource.scope_logs {
+                let by = scope.scope.map(Arc::new);
                 self.logs.extend(scope.log_records.into_iter().map(|item| Item {
-                    resource: attributes.clone(),
-                    scope: scope.scope.clone(),
+                    resource: Arc::clone(&attributes),
+                    scope: by.clone(),
                     item,
                 }));
             }
@@ -64,11 +66,13 @@ impl Received {
     /// Takes in a request of the traces signal.
     pub fn add_spans(&mut self, request: ExportTraceServiceRequest) {
         for resource in request.resource_spans {
-            let attributes = resource.resource.map(|r| r.attributes).unwrap_or_default();
+            let attributes: Arc<[KeyValue]> =
+                resource.resource.map(|r| r.attributes).unwrap_or_default().into();
             for scope in resource.scope_spans {
+                let by = scope.scope.map(Arc::new);
                 self.spans.extend(scope.spans.into_iter().map(|item| Item {
-                    resource: attributes.clone(),
-                    scope: scope.scope.clone(),
+                    resource: Arc::clone(&attributes),
+                    scope: by.clone(),
                     item,
                 }));
             }
@@ -124,6 +128,11 @@ impl Receiver {
     /// What has come so far.
     pub fn received(&self) -> Received {
         self.shared.lock().clone()
+    }
+
+    /// What has come since the last time; the receiver keeps nothing of it.
+    pub fn take(&self) -> Received {
+        std::mem::take(&mut self.shared.lock())
     }
 
     /// Until there are `n` records of each signal, or `patience` is over.

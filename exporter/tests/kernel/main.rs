@@ -13,5 +13,6 @@ mod names;
 mod nat;
 mod own;
 mod programs;
+mod stress;
 mod support;
 mod targets;

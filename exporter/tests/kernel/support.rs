@@ -249,8 +249,11 @@ pub(crate) struct Flowend {
 }
 
 impl Flowend {
+    /// The program that was built with the tests, or the one that TEST_FLOWEND names.
     pub(crate) fn command(args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flowend"));
+        let program = std::env::var_os("TEST_FLOWEND")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_flowend").into());
+        let mut command = Command::new(program);
         command.args(args);
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|n| n.starts_with("OTEL_") || n.starts_with("FLOWEND_")) {
