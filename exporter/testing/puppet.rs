@@ -129,7 +129,12 @@ fn obey_on(mut socket: &Socket, id: &str, verb: &str, rest: &[&str]) -> Answer {
     match (verb, rest) {
         ("connect-wait", []) => wait_until_connected(socket)?,
         ("reconnect", [address]) => {
-            start_to_connect(socket, address.parse()?)?;
+            let address = address.parse()?;
+            start_to_connect(socket, address).or_else(|error| match error.raw_os_error() {
+                // An attempt that failed in the background is reported once more, and then forgotten.
+                Some(libc::ECONNABORTED) => start_to_connect(socket, address),
+                _ => Err(error),
+            })?;
             wait_until_connected(socket)?;
             return Ok(format!("{id} {} {}", show(socket.local_addr()?)?, show(socket.peer_addr()?)?));
         }

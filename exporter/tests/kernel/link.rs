@@ -265,12 +265,18 @@ impl Wire {
                 PollFd::new(self.client.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.server.as_fd(), PollFlags::POLLIN),
             ];
-            let busy = poll(&mut fds, self.timeout()).expect("poll of the TUN devices") > 0;
+            let polled = poll(&mut fds, self.timeout()).expect("poll of the TUN devices") > 0;
+            let mut busy = false;
             for (from, mut end) in [(Role::Client, &self.client), (Role::Server, &self.server)] {
                 // Down devices and empty queues end the loop alike.
                 while let Ok(n) = end.read(&mut packet) {
+                    busy = true;
                     self.take(from, &packet[..n]);
                 }
+            }
+            if polled && !busy {
+                // A device that is down is always ready, and has nothing.
+                std::thread::sleep(Duration::from_millis(1));
             }
             self.deliver_what_is_due(busy);
         }

@@ -263,9 +263,9 @@ fn prepare(netns: &super::super::support::Netns) {
         ("ipv4/tcp_syn_retries", "1"),
         ("ipv4/tcp_syn_linear_timeouts", "0"),
         ("ipv4/tcp_synack_retries", "1"),
-        // Data and FINs are given up after 1.4 s.
-        ("ipv4/tcp_retries2", "2"),
-        ("ipv4/tcp_orphan_retries", "2"),
+        // Data and FINs are given up after 0.6 s.
+        ("ipv4/tcp_retries2", "1"),
+        ("ipv4/tcp_orphan_retries", "1"),
         // Fast Open without a cookie, for all listeners.
         ("ipv4/tcp_fastopen", "1543"),
         // A port pair in TIME-WAIT may be used again at once.

@@ -152,6 +152,8 @@ impl Check<'_> {
             self.is("flowend.history", row.history);
             let pid = self.made.end(self.role).pid.to_string();
             self.is("process.pid", &pid);
+            // It may be gone before its name was asked for.
+            self.is("process.executable.name", "puppet or absent");
         } else {
             self.closing_history();
         }

@@ -95,12 +95,6 @@ impl Made {
         self.half_closed(Role::Client, first, second).half_closed(Role::Server, first, second)
     }
 
-    /// With what the application of an end was told.
-    pub(super) fn informed(mut self, role: Role, info: Info) -> Self {
-        self.infos.push((role, info));
-        self
-    }
-
     pub(super) const fn end(&self, role: Role) -> &End {
         match role {
             Role::Client => &self.at_client,

@@ -7,7 +7,7 @@ use super::bench::{Bench, Open};
 use super::case::Make::Watched;
 use super::case::{Case, DOWN, Row, UP, both};
 use super::made::Made;
-use super::orderly::close_after;
+use super::orderly::{close_after, closed};
 use Role::{Client, Server};
 
 /// Sent with the SYN.
@@ -37,26 +37,26 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "MPTCP",
-        what: "IPPROTO_MPTCP at both ends: its one subflow is a TCP connection with its own record",
-        make: Watched(|b| mptcp(b, true, true)),
+        what: "closed by the client, then by the server. The one subflow is a TCP connection, with its own record; its FINs wait until both sides have closed, and either may be first",
+        make: Watched(|b| mptcp(b, Multipath::Both)),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF"),
-            Row::server("fin", "remote", "SF", "ShADadFf").half_closed(),
+            Row::client("fin", "local or remote", "SF", "ShADadFf or ShADadfF").half_closed(),
+            Row::server("fin", "local or remote", "SF", "ShADadFf or ShADadfF").half_closed(),
         )],
     },
     Case {
         name: "MPTCP at the client only",
-        what: "it falls back to TCP",
-        make: Watched(|b| mptcp(b, true, false)),
+        what: "it falls back to TCP; its socket stays until it has seen the server's FIN",
+        make: Watched(|b| mptcp(b, Multipath::Client)),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF"),
+            Row::client("fin", "local", "SF", "ShADadFf").half_closed(),
             Row::server("fin", "remote", "SF", "ShADadFf").half_closed(),
         )],
     },
     Case {
         name: "MPTCP at the server only",
         what: "its listener accepts TCP",
-        make: Watched(|b| mptcp(b, false, true)),
+        make: Watched(|b| mptcp(b, Multipath::Server)),
         ends: &[both(
             Row::client("fin", "local", "SF", "ShADadF"),
             Row::server("fin", "remote", "SF", "ShADadFf").half_closed(),
@@ -82,10 +82,38 @@ fn fast_open(b: &mut Bench, taken: bool) -> Vec<Made> {
     close_after(b, open, Client)
 }
 
-fn mptcp(b: &mut Bench, client: bool, server: bool) -> Vec<Made> {
+/// Which side uses IPPROTO_MPTCP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Multipath {
+    Both,
+    Client,
+    Server,
+}
+
+fn mptcp(b: &mut Bench, which: Multipath) -> Vec<Made> {
     let option = |yes| if yes { "mptcp" } else { "" };
-    let listener = b.listen_with(option(server));
-    let open = b.open_to(listener, option(client));
+    let before = agreed(b);
+    let listener = b.listen_with(option(which != Multipath::Client));
+    let open = b.open_to(listener, option(which != Multipath::Server));
+    assert_eq!(agreed(b) - before, u32::from(which == Multipath::Both), "the sides' agreement");
     b.exchange(&open);
-    close_after(b, open, Client)
+    let one = b.close(&open, Client);
+    let other = b.close(&open, Server);
+    let made = match which {
+        Multipath::Both => Made::of(&open, other, other).both_half_closed(other, other),
+        Multipath::Client => Made::of(&open, other, other).both_half_closed(one, other),
+        Multipath::Server => closed(&open, Client, one, other),
+    };
+    b.done(&open, made)
+}
+
+/// Handshakes of the client's namespace in which the server agreed to MPTCP.
+fn agreed(b: &Bench) -> u32 {
+    let text = b.link.client.inside(|| std::fs::read_to_string("/proc/thread-self/net/netstat"));
+    let text = text.expect("the counters of the namespace");
+    let mut lines = text.lines().filter(|line| line.starts_with("MPTcpExt:"));
+    let (names, values) = lines.next().zip(lines.next()).expect("the counters of MPTCP");
+    let mut counters = names.split(' ').zip(values.split(' '));
+    let (_, n) = counters.find(|(name, _)| *name == "MPCapableSYNACKRX").expect("the counter");
+    n.parse().expect("a number")
 }

@@ -14,7 +14,7 @@ pub(super) fn bounds(
     wire: &[Crossing],
     role: Role,
 ) -> (RangeInclusive<u64>, RangeInclusive<u64>, RangeInclusive<u64>) {
-    let is_closing = |c: &Crossing| !c.forged && (c.segment.has(FIN) || c.segment.has(RST));
+    let is_closing = |c: &Crossing| c.segment.has(FIN) || c.segment.has(RST);
     let first_closing = wire.iter().position(is_closing).unwrap_or(wire.len());
     let is_own = |c: &&Crossing| c.from == role && !c.forged;
     let is_peers = |c: &&Crossing| c.from != role;
