@@ -136,7 +136,11 @@ fn obey_on(mut socket: &Socket, id: &str, verb: &str, rest: &[&str]) -> Answer {
                 _ => Err(error),
             })?;
             wait_until_connected(socket)?;
-            return Ok(format!("{id} {} {}", show(socket.local_addr()?)?, show(socket.peer_addr()?)?));
+            return Ok(format!(
+                "{id} {} {}",
+                show(socket.local_addr()?)?,
+                show(socket.peer_addr()?)?
+            ));
         }
         ("disconnect", []) => disconnect(socket)?,
         ("send", [n]) => send(socket, n.parse()?)?,

@@ -202,9 +202,8 @@ impl Link {
 
     /// All TCP segments between two sockets so far.
     pub(crate) fn crossings(&self, one: SocketAddr, other: SocketAddr) -> Vec<Crossing> {
-        let is_it = |c: &&Crossing| {
-            [(one, other), (other, one)].contains(&(c.segment.src, c.segment.dst))
-        };
+        let is_it =
+            |c: &&Crossing| [(one, other), (other, one)].contains(&(c.segment.src, c.segment.dst));
         self.wire.lock().crossings.iter().filter(is_it).copied().collect()
     }
 

@@ -132,4 +132,3 @@ fn after_disconnect(b: &mut Bench) -> Vec<Made> {
     all.extend(b.done(&again, second));
     all
 }
-

@@ -239,9 +239,11 @@ impl Bench {
         from: Role,
         mut is_lost: impl FnMut(&Segment) -> bool + Send + 'static,
     ) {
-        self.link.on(move |sender, segment, _| {
-            if sender == from && is_lost(segment) { Fate::Drop } else { Fate::Pass }
-        });
+        self.link.on(
+            move |sender, segment, _| {
+                if sender == from && is_lost(segment) { Fate::Drop } else { Fate::Pass }
+            },
+        );
     }
 
     /// Done with a case: the wire is as it was, the listener closed, and what the link saw is kept.

@@ -27,11 +27,8 @@ pub(super) const CASES: &[Case] = &[
             })
         }),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF").moved(UP, DOWN).may_retransmit(),
-            Row::server("fin", "remote", "SF", "ShADadFf")
-                .moved(DOWN, UP)
-                .half_closed()
-                .may_retransmit(),
+            Row::client("fin", "local", "SF", "ShADadF").moved(UP, DOWN),
+            Row::server("fin", "remote", "SF", "ShADadFf").moved(DOWN, UP).half_closed(),
         )],
     },
     Case {
@@ -44,8 +41,8 @@ pub(super) const CASES: &[Case] = &[
             })
         }),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADaF").moved(BUSY, 0).may_retransmit(),
-            Row::server("fin", "remote", "SF", "ShADaFf").moved(0, BUSY).half_closed().may_retransmit(),
+            Row::client("fin", "local", "SF", "ShADaF").moved(BUSY, 0),
+            Row::server("fin", "remote", "SF", "ShADaFf").moved(0, BUSY).half_closed(),
         )],
     },
 ];

@@ -20,13 +20,19 @@ fn endings_md_has_the_table_of_cases() {
         std::fs::write(&file, expected).expect("docs/endings.md");
         return;
     }
-    assert_eq!(text, expected, "docs/endings.md is not what the cases say: run this test with UPDATE_DOCS=1");
+    assert_eq!(
+        text, expected,
+        "docs/endings.md is not what the cases say: run this test with UPDATE_DOCS=1"
+    );
 }
 
 fn table() -> String {
     let mut text = String::new();
     for (title, parts) in GROUPS {
-        let _ = writeln!(text, "### {title}\n\n| case | the client's record | the server's record |\n|---|---|---|");
+        let _ = writeln!(
+            text,
+            "### {title}\n\n| case | the client's record | the server's record |\n|---|---|---|"
+        );
         for case in parts.iter().flat_map(|part| part.iter()) {
             lines_of(case, &mut text);
         }
@@ -39,12 +45,12 @@ fn table() -> String {
 fn lines_of(case: &Case, text: &mut String) {
     for (n, ends) in case.ends.iter().enumerate() {
         let name = match (n, case.what) {
-            (0, "") => case.name.to_owned(),
+            (0, "") => format!("**{}**", case.name),
             (0, what) => format!("**{}**: {what}", case.name),
-            (n, _) => format!("... and its connection {}", n + 1),
+            (n, _) => format!("... connection {} of it", n + 1),
         };
-        let name = if case.what.is_empty() && n == 0 { format!("**{name}**") } else { name };
-        let [client, server] = [ends.client, ends.server].map(|row| row.map_or("none".into(), cell));
+        let [client, server] =
+            [ends.client, ends.server].map(|row| row.map_or("none".into(), cell));
         let _ = writeln!(text, "| {name} | {client} | {server} |");
     }
 }
@@ -61,9 +67,8 @@ fn cell(row: Row) -> String {
     if row.established {
         let _ = write!(text, "; {} B sent, {} B received", row.sent, row.received);
     }
-    match row.retransmits {
-        Some(true) => text.push_str("; retransmits"),
-        Some(false) | None => {}
+    if row.retransmits {
+        text.push_str("; retransmits");
     }
     if row.half_close {
         text.push_str("; half-close time");

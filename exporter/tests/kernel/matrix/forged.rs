@@ -40,7 +40,9 @@ pub(super) const CASES: &[Case] = &[
         make: Watched(succumb),
         ends: &[both(
             Row::client("reset", "remote", "RSTR", "ShADadr").reset_by("remote"),
-            Row::server("reset", "remote", "RSTO", "ShADadR").moved(DOWN + 1, UP).reset_by("remote"),
+            Row::server("reset", "remote", "RSTO", "ShADadR")
+                .moved(DOWN + 1, UP)
+                .reset_by("remote"),
         )],
     },
 ];

@@ -71,10 +71,7 @@ pub(super) const CASES: &[Case] = &[
         }),
         ends: &[both(
             Row::client("fin", "local", "SF", "ShADadF").retransmitted().without_handshake_rtt(),
-            Row::server("fin", "remote", "SF", "ShADadFf")
-                .half_closed()
-                .may_retransmit()
-                .without_handshake_rtt(),
+            Row::server("fin", "remote", "SF", "ShADadFf").half_closed().without_handshake_rtt(),
         )],
     },
 ];
@@ -121,13 +118,13 @@ pub(super) const SLOW: &[Case] = &[
             b.server.close(listener);
             made
         }),
-        ends: &[both(UNANSWERED, Row::embryo("none", "S1", "Sh").may_retransmit())],
+        ends: &[both(UNANSWERED, Row::embryo("none", "S1", "Sh"))],
     },
     Case {
         name: "a SYN is answered and never completed",
         what: "as in a SYN flood",
         make: Watched(|b| half_open(b, false)),
-        ends: &[only_server(Row::embryo("none", "S1", "Sh").may_retransmit())],
+        ends: &[only_server(Row::embryo("none", "S1", "Sh"))],
     },
 ];
 

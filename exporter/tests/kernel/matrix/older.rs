@@ -97,8 +97,7 @@ pub(super) const CASES: &[Case] = &[
         ends: &[both(
             Row::client("timeout or vanished", "none", "OTH", "ShADad")
                 .older()
-                .moved(UP + 50, DOWN)
-                .may_retransmit(),
+                .moved(UP + 50, DOWN),
             Row::server("reset", "local", "OTH", "ShADadfR").older().reset_by("remote"),
         )],
     },

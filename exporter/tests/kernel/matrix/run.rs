@@ -152,7 +152,11 @@ async fn wait_for(receiver: &Receiver, expected: usize) {
 
 impl Outcome {
     fn records(&self) -> usize {
-        self.case.ends.iter().map(|e| usize::from(e.client.is_some()) + usize::from(e.server.is_some())).sum()
+        self.case
+            .ends
+            .iter()
+            .map(|e| usize::from(e.client.is_some()) + usize::from(e.server.is_some()))
+            .sum()
     }
 }
 
@@ -182,7 +186,9 @@ fn compare(outcomes: &[Outcome], received: &Received) -> Vec<String> {
     }
     for record in left {
         let case = outcomes.iter().find(|o| {
-            o.made.iter().any(|m| [Role::Client, Role::Server].iter().any(|r| record.is_of(m.addresses(*r))))
+            o.made
+                .iter()
+                .any(|m| [Role::Client, Role::Server].iter().any(|r| record.is_of(m.addresses(*r))))
         });
         let name = case.map_or("no case", |o| o.case.name);
         let mut words = format!("{name}: one record too many:");

@@ -1,7 +1,7 @@
 //! Fast Open and MPTCP.
 
 use super::super::connections::Role;
-use super::super::packet::SYN;
+use super::super::packet::{FIN, SYN};
 use super::super::support::{Socket, parse};
 use super::bench::{Bench, Open};
 use super::case::Make::Watched;
@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
         what: "it is sent again after the handshake",
         make: Watched(|b| fast_open(b, false)),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF").moved(EARLY + UP, DOWN).may_retransmit(),
+            Row::client("fin", "local", "SF", "ShADadF").moved(EARLY + UP, DOWN),
             Row::server("fin", "remote", "SF", "ShADadFf").moved(DOWN, EARLY + UP).half_closed(),
         )],
     },
@@ -98,7 +98,13 @@ fn mptcp(b: &mut Bench, which: Multipath) -> Vec<Made> {
     assert_eq!(agreed(b) - before, u32::from(which == Multipath::Both), "the sides' agreement");
     b.exchange(&open);
     let one = b.close(&open, Client);
-    let other = b.close(&open, Server);
+    let other = b.during(|b| {
+        b.server.close(open.s);
+        // MPTCP closes its subflow when it comes to it.
+        for from in [Client, Server] {
+            b.link.wait_for(open.pair(), |c| c.from == from && c.segment.has(FIN));
+        }
+    });
     let made = match which {
         Multipath::Both => Made::of(&open, other, other).both_half_closed(other, other),
         Multipath::Client => Made::of(&open, other, other).both_half_closed(one, other),

@@ -26,9 +26,7 @@ pub(super) const CASES: &[Case] = &[
         what: "its data is not acknowledged; the server closes later, and is answered by an RST",
         make: Watched(|b| give_up_sending(b, Client, None)),
         ends: &[both(
-            Row::client("timeout", "none", "S1", "ShADad")
-                .moved(UP + LOST, DOWN)
-                .retransmitted(),
+            Row::client("timeout", "none", "S1", "ShADad").moved(UP + LOST, DOWN).retransmitted(),
             SERVER_LATER,
         )],
     },
@@ -38,9 +36,7 @@ pub(super) const CASES: &[Case] = &[
         make: Watched(|b| give_up_sending(b, Server, None)),
         ends: &[both(
             CLIENT_LATER,
-            Row::server("timeout", "none", "S1", "ShADad")
-                .moved(DOWN + LOST, UP)
-                .retransmitted(),
+            Row::server("timeout", "none", "S1", "ShADad").moved(DOWN + LOST, UP).retransmitted(),
         )],
     },
     Case {
@@ -48,9 +44,7 @@ pub(super) const CASES: &[Case] = &[
         what: "the server is cut off for longer",
         make: Watched(|b| give_up_sending(b, Client, Some(500))),
         ends: &[both(
-            Row::client("timeout", "none", "S1", "ShADad")
-                .moved(UP + LOST, DOWN)
-                .retransmitted(),
+            Row::client("timeout", "none", "S1", "ShADad").moved(UP + LOST, DOWN).retransmitted(),
             SERVER_LATER,
         )],
     },
@@ -60,9 +54,7 @@ pub(super) const CASES: &[Case] = &[
         make: Watched(|b| give_up_sending(b, Server, Some(500))),
         ends: &[both(
             CLIENT_LATER,
-            Row::server("timeout", "none", "S1", "ShADad")
-                .moved(DOWN + LOST, UP)
-                .retransmitted(),
+            Row::server("timeout", "none", "S1", "ShADad").moved(DOWN + LOST, UP).retransmitted(),
         )],
     },
     Case {
@@ -116,10 +108,7 @@ pub(super) const CASES: &[Case] = &[
         name: "the client's link goes down",
         what: "its last data finds no way out until TCP_USER_TIMEOUT, and was not sent",
         make: Watched(link_down),
-        ends: &[both(
-            Row::client("timeout", "none", "S1", "ShADad"),
-            SERVER_LATER,
-        )],
+        ends: &[both(Row::client("timeout", "none", "S1", "ShADad"), SERVER_LATER)],
     },
 ];
 
@@ -136,15 +125,13 @@ fn until_given_up(b: &mut Bench, open: &Open, role: Role) -> Span {
 
 /// The link is back; the other side closes, and an RST answers.
 fn close_the_other(b: &mut Bench, open: &Open, first: Role) -> Span {
+    // The last segments into the dark are lost first.
+    b.link.settle();
     b.link.pass();
     b.close(open, first.other())
 }
 
-fn give_up_sending(
-    b: &mut Bench,
-    first: Role,
-    user_timeout_ms: Option<u32>,
-) -> Vec<Made> {
+fn give_up_sending(b: &mut Bench, first: Role, user_timeout_ms: Option<u32>) -> Vec<Made> {
     let open = b.open_and_exchange();
     let made = give_up_sending_on(b, &open, first, user_timeout_ms);
     b.done(&open, made)
@@ -240,6 +227,7 @@ fn half_close_and_cut_off(b: &mut Bench) -> Vec<Made> {
     until_gone(b, &open, Server);
     let one = Span { from, to: boot_ns() };
     b.server.close(open.s);
+    b.link.settle();
     b.link.pass();
     // Half-closed, it has nothing to send; the keepalive probe is answered by an RST.
     let other = b.during(|b| {

@@ -65,7 +65,7 @@ pub(super) const CASES: &[Case] = &[
         what: "",
         make: Watched(overtake),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF").moved(UP + LAST, DOWN).may_retransmit(),
+            Row::client("fin", "local", "SF", "ShADadF").moved(UP + LAST, DOWN),
             Row::server("fin", "remote", "SF", "ShADadFf").moved(DOWN, UP + LAST).half_closed(),
         )],
     },
@@ -74,7 +74,7 @@ pub(super) const CASES: &[Case] = &[
         what: "50 kB wait in its receive queue",
         make: Watched(unread_when_the_fin_comes),
         ends: &[both(
-            Row::client("fin", "local", "SF", "ShADadF").moved(UP + 50_000, DOWN).may_retransmit(),
+            Row::client("fin", "local", "SF", "ShADadF").moved(UP + 50_000, DOWN),
             Row::server("fin", "remote", "SF", "ShADadFf").moved(DOWN, UP + 50_000).half_closed(),
         )],
     },

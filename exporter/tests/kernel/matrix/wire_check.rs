@@ -25,8 +25,7 @@ pub(super) fn bounds(
         part.iter().filter(is_peers).filter(is_counted).map(|c| u64::from(c.delivered)).sum()
     };
     let with_syn = number(wire.iter().filter(is_own).count());
-    let with_peers_syn: u64 =
-        wire.iter().filter(is_peers).map(|c| u64::from(c.delivered)).sum();
+    let with_peers_syn: u64 = wire.iter().filter(is_peers).map(|c| u64::from(c.delivered)).sum();
     (
         sent(&wire[..first_closing])..=with_syn,
         received(&wire[..first_closing])..=with_peers_syn,
@@ -42,7 +41,8 @@ fn retransmits(wire: &[Crossing], role: Role) -> RangeInclusive<u64> {
         if c.segment.next_seq() == c.segment.seq {
             continue;
         }
-        let is_new = next.is_none_or(|next| c.segment.next_seq().wrapping_sub(next).cast_signed() > 0);
+        let is_new =
+            next.is_none_or(|next| c.segment.next_seq().wrapping_sub(next).cast_signed() > 0);
         if is_new {
             next = Some(c.segment.next_seq());
         } else if c.segment.has(SYN) && role == Role::Server {
