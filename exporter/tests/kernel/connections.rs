@@ -22,6 +22,16 @@ pub(crate) enum Role {
 }
 use Role::{Client, Server};
 
+impl Role {
+    /// The other end.
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Client => Server,
+            Server => Client,
+        }
+    }
+}
+
 /// One connection as the puppets made it.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {

@@ -125,6 +125,26 @@ impl Netns {
         run("ip", &[&["netns", "exec", &self.name], args].concat());
     }
 
+    /// Does something on a thread that is inside.
+    pub(crate) fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let file = std::fs::File::open(self.file()).expect("open the network namespace");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
+                f()
+            });
+            thread.join().expect("the thread inside")
+        })
+    }
+
+    /// Sets a value below /proc/sys/net.
+    pub(crate) fn set(&self, key: &str, value: &str) {
+        self.inside(|| {
+            let file = Path::new("/proc/sys/net").join(key);
+            std::fs::write(&file, value).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        });
+    }
+
     pub(crate) fn file(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
@@ -141,6 +161,7 @@ pub(crate) struct Puppet {
     child: Killed,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
+    unanswered: u32,
 }
 
 /// A connection or listener of a puppet.
@@ -173,13 +194,18 @@ impl Puppet {
             .unwrap_or_else(|error| panic!("{}: {error}; a plain `cargo test` builds it, and so does `cargo build --examples`", program.display()));
         let commands = child.stdin.take().expect("stdin");
         let answers = BufReader::new(child.stdout.take().expect("stdout"));
-        let mut puppet = Self { child: Killed(child), commands, answers };
+        let mut puppet = Self { child: Killed(child), commands, answers, unanswered: 0 };
         assert_eq!(puppet.answer(), Ok("ready".into()));
         puppet
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.0.id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub(crate) fn kill(self) {
+        drop(self);
     }
 
     /// One command, which must be obeyed.
@@ -191,6 +217,25 @@ impl Puppet {
     pub(crate) fn ask(&mut self, command: &str) -> Result<String, String> {
         writeln!(self.commands, "{command}").expect("the puppet is gone");
         self.answer()
+    }
+
+    /// One command, whose answer [`Puppet::reply`] will read.
+    pub(crate) fn post(&mut self, command: &str) {
+        writeln!(self.commands, "{command}").expect("the puppet is gone");
+        self.unanswered += 1;
+    }
+
+    /// The answer to the command posted first.
+    pub(crate) fn reply(&mut self) -> Result<String, String> {
+        self.unanswered -= 1;
+        self.answer()
+    }
+
+    /// Waits until all posted commands are obeyed.
+    pub(crate) fn finish(&mut self) {
+        while self.unanswered > 0 {
+            self.reply().expect("obeyed");
+        }
     }
 
     fn answer(&mut self) -> Result<String, String> {
@@ -208,6 +253,18 @@ impl Puppet {
         parse(&self.tell(&format!("connect {address}")))
     }
 
+    /// Sends a SYN and does not wait for the answer; see the puppet's options.
+    pub(crate) fn start_to_connect(&mut self, address: SocketAddr, options: &str) -> Socket {
+        let mut socket = parse(&self.tell(&format!("connect-start {address} {options}")));
+        socket.peer = Some(address);
+        socket
+    }
+
+    /// Waits for the answer; the error is the application's.
+    pub(crate) fn wait_until_connected(&mut self, socket: Socket) -> Result<(), String> {
+        self.ask(&format!("connect-wait {}", socket.id)).map(drop)
+    }
+
     pub(crate) fn accept(&mut self, listener: Socket) -> Socket {
         parse(&self.tell(&format!("accept {}", listener.id)))
     }
@@ -218,6 +275,16 @@ impl Puppet {
 
     pub(crate) fn recv(&mut self, socket: Socket, n: usize) {
         self.tell(&format!("recv {} {n}", socket.id));
+    }
+
+    /// Half-closes: a FIN, and goes on reading.
+    pub(crate) fn shutdown(&mut self, socket: Socket) {
+        self.tell(&format!("shutdown {}", socket.id));
+    }
+
+    /// Receives until the peer's FIN; how many bytes.
+    pub(crate) fn drain(&mut self, socket: Socket) -> u64 {
+        self.tell(&format!("drain {}", socket.id)).parse().expect("a number")
     }
 
     pub(crate) fn close(&mut self, socket: Socket) {
@@ -231,7 +298,7 @@ impl Puppet {
     }
 }
 
-fn parse(answer: &str) -> Socket {
+pub(crate) fn parse(answer: &str) -> Socket {
     let mut words = answer.split(' ');
     let mut next = || words.next();
     Socket {
