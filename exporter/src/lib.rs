@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod pipeline;
 pub mod probe;
 pub mod record;
+pub mod replay;
 pub mod run;
 pub mod sample;
 pub mod source;

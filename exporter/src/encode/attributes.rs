@@ -81,9 +81,9 @@ pub fn attributes<'a>(
     put(keys.src_port, Value::count(source.port));
     put(keys.dst_ip, Value::ip(destination));
     put(keys.dst_port, Value::count(destination.port));
-    let (source_side, destination_side) = match end.by {
-        Some(Side::Remote) => (Side::Remote, Side::Local),
-        Some(Side::Local) | None => (Side::Local, Side::Remote),
+    let (source_side, destination_side) = match end.source_side() {
+        Side::Remote => (Side::Remote, Side::Local),
+        Side::Local => (Side::Local, Side::Remote),
     };
     for (key, side) in [(keys.src_domains, source_side), (keys.dst_domains, destination_side)] {
         if !record.names(side).is_empty() {

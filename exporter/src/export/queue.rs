@@ -13,6 +13,7 @@ use crate::ledger::{DropCause, OutputLedger};
 pub struct Queue<T> {
     inner: Mutex<Inner<T>>,
     filled: Notify,
+    emptied: Notify,
     capacity: usize,
     ledger: Arc<OutputLedger>,
 }
@@ -31,6 +32,7 @@ impl<T> Queue<T> {
         Arc::new(Self {
             inner: Mutex::new(Inner { items: VecDeque::new(), closed: false, wake_at: 1 }),
             filled: Notify::new(),
+            emptied: Notify::new(),
             capacity,
             ledger,
         })
@@ -57,6 +59,19 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Waits until there is room, or nothing is taken in any more; for the one producer that may wait.
+    pub async fn room(&self) {
+        loop {
+            {
+                let inner = self.lock();
+                if inner.items.len() < self.capacity || inner.closed {
+                    return;
+                }
+            }
+            self.emptied.notified().await;
+        }
+    }
+
     /// Nothing more is taken in; what is there is still handed out.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -74,6 +89,7 @@ impl<T> Queue<T> {
         let mut inner = self.lock();
         let n = inner.items.len().min(max);
         let batch: Vec<T> = inner.items.drain(..n).collect();
+        self.emptied.notify_one();
         self.ledger.queued.sub(n);
         self.ledger.unanswered.add(n);
         Some(batch)
@@ -91,6 +107,7 @@ impl<T> Queue<T> {
         inner.closed = true;
         let n = inner.items.len();
         inner.items.clear();
+        self.emptied.notify_one();
         self.ledger.queued.sub(n);
         let unanswered = usize::try_from(self.ledger.unanswered.get()).unwrap_or(usize::MAX);
         self.ledger.unanswered.sub(unanswered);
@@ -169,6 +186,36 @@ mod tests {
         assert_eq!((batch.len(), q.ledger().in_flight()), (2, 2));
         q.settle(2);
         assert_eq!(q.ledger().in_flight(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_producer_may_wait_for_room() {
+        let q = queue(2);
+        q.room().await;
+        q.push(1);
+        q.push(2);
+        let producer = tokio::spawn({
+            let q = Arc::clone(&q);
+            async move {
+                for n in 3..=10 {
+                    q.room().await;
+                    q.push(n);
+                }
+                q.close();
+            }
+        });
+        let mut got = Vec::new();
+        while let Some(batch) = q.take(2, Duration::ZERO).await {
+            got.extend(batch);
+        }
+        producer.await.unwrap();
+        assert_eq!(got, (1..=10).collect::<Vec<_>>());
+        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 0);
+        // Nobody takes anything any more: waiting would never end.
+        let gone = queue(1);
+        gone.push(1);
+        gone.abandon(DropCause::Shutdown);
+        gone.room().await;
     }
 
     #[tokio::test]

@@ -129,6 +129,15 @@ impl FlowTable {
         self.tick(u64::MAX, out);
     }
 
+    /// Reports every connection that is over, and every other one as [`Reason::Open`], ended by nobody;
+    /// for the end of a capture.
+    pub fn finish_open(&mut self, out: &mut impl FnMut(ConnectionEnd)) {
+        self.finish(out);
+        while let Some((_, connection)) = self.connections.pop_front() {
+            out(ConnectionEnd { reason: Reason::Open, by: None, ..connection.conclude() });
+        }
+    }
+
     fn apply_to_connection(
         &mut self,
         kind: EventKind,
