@@ -251,4 +251,6 @@ fn all_delivered(all: &Ledger, outputs: &[Arc<OutputLedger>]) -> anyhow::Result<
 }
 
 #[cfg(test)]
+mod property;
+#[cfg(test)]
 mod tests;

@@ -8,14 +8,14 @@ use crate::flow::ConnectionEnd;
 
 /// Who sends: client 10.0.0.1:40000, server 10.0.0.2:`port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sender {
+pub(super) enum Sender {
     Client,
     Server,
 }
 use Sender::{Client as C, Server as S};
 
 /// Sender, flags, sequence number, acknowledgement number, payload.
-type Step = (Sender, u8, u32, u32, u16);
+pub(super) type Step = (Sender, u8, u32, u32, u16);
 
 const SYN_ACK: u8 = SYN | ACK;
 const FIN_ACK: u8 = FIN | ACK;
@@ -24,7 +24,7 @@ const CLIENT_PORT: u16 = 40_000;
 /// Neither port is likely a server's.
 const SERVER_PORT: u16 = 50_000;
 
-fn ip(step: Step, server_port: u16, window: u16) -> Vec<u8> {
+pub(super) fn ip(step: Step, server_port: u16, window: u16) -> Vec<u8> {
     let (from, flags, seq, ack, payload) = step;
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     let (mut src, mut dst) = (CLIENT_PORT, server_port);
@@ -116,6 +116,20 @@ fn whole() -> Vec<Step> {
         (S, FIN_ACK, 521, 112, 0),
         (C, ACK, 112, 522, 0),
     ])
+}
+
+/// Connections of different kinds, for other tests.
+pub(super) fn connections() -> Vec<Vec<Step>> {
+    vec![
+        whole(),
+        whole()[3..].to_vec(),
+        whole()[1..].to_vec(),
+        vec![(C, SYN, 100, 0, 0), (S, RST_ACK, 0, 101, 0)],
+        established(&[(C, RST_ACK, 101, 501, 0), (S, ACK, 501, 101, 40)]),
+        established(&[(C, ACK, 101, 501, 10), (C, ACK, 101, 501, 10), (S, RST, 9, 0, 0)]),
+        vec![(C, SYN, 100, 0, 0), (C, SYN, 100, 0, 0), (C, SYN, 100, 0, 0)],
+        [&whole()[..], &[(S, FIN_ACK, 521, 112, 0), (C, ACK, 112, 522, 0)]].concat(),
+    ]
 }
 
 #[test]
