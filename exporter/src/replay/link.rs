@@ -93,6 +93,9 @@ fn u16_at(frame: &[u8], offset: usize) -> Result<u16, NoIp> {
 mod tests {
     use super::*;
 
+    /// Name, number of the link type, frame, offset of the IP header.
+    type Case<'a> = (&'a str, u32, &'a [u8], Result<usize, NoIp>);
+
     /// A frame: zeroes of the given length, then these bytes.
     fn frame(zeroes: usize, rest: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; zeroes];
@@ -105,7 +108,7 @@ mod tests {
         let arp = frame(12, &[0x08, 0x06, 0, 0]);
         let v6_in_sll2 = frame(0, &[0x86, 0xdd]);
         let five_tags = frame(12, &[0x81, 0, 0, 1].repeat(5));
-        let cases: &[(&str, u32, &[u8], Result<usize, NoIp>)] = &[
+        let cases: &[Case<'_>] = &[
             ("Ethernet", 1, &frame(12, &[8, 0]), Ok(14)),
             ("Ethernet, IPv6", 1, &frame(12, &[0x86, 0xdd]), Ok(14)),
             ("802.1Q", 1, &frame(12, &[0x81, 0, 0, 7, 8, 0]), Ok(18)),

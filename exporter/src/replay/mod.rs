@@ -30,6 +30,7 @@ use ipnet::IpNet;
 use tracing::info;
 
 use crate::config::{Output, Settings};
+use crate::dns::DnsStats;
 use crate::export::OwnSockets;
 use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
 use crate::run::{RunningOutput, dns_line, failed_output, finish_outputs, start_outputs};
@@ -145,7 +146,7 @@ pub async fn replay(
     outputs.iter().for_each(|output| output.queue.close());
     let ledgers = finish_outputs(outputs, stop.is_late()).await;
     info!("{path}: {}", engine.summary());
-    if let Some(stats) = engine.dns_stats() {
+    if let Some(stats) = engine.dns_stats().filter(|stats| *stats != DnsStats::default()) {
         info!("{}", dns_line(&stats));
     }
     for ledger in &ledgers {

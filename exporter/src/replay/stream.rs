@@ -250,6 +250,9 @@ mod tests {
     }
     use Do::{Ack, Data, Fin, Syn};
 
+    /// Name, steps; bytes, packets that repeat something, gaps of the capture.
+    type Case<'a> = (&'a str, &'a [Do], Option<u64>, u32, u32);
+
     fn after(steps: &[Do]) -> (Stream, u32, u32) {
         let mut stream = Stream::default();
         let (mut resent, mut gaps) = (0, 0);
@@ -271,8 +274,7 @@ mod tests {
     #[test]
     fn each_byte_counts_once() {
         let many_holes: Vec<Do> = (0..70).map(|n| Data(1 + 20 * n, 10)).collect();
-        let cases: &[(&str, &[Do], Option<u64>, u32, u32)] = &[
-            // steps; bytes, packets that repeat something, gaps of the capture
+        let cases: &[Case<'_>] = &[
             ("nothing", &[], Some(0), 0, 0),
             ("in order", &[Syn(0), Data(1, 10), Data(11, 5), Fin(16), Ack(17)], Some(15), 0, 0),
             ("no payload", &[Syn(0), Data(1, 0), Ack(1)], Some(0), 0, 0),
