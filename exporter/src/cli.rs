@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::config::{Output, Sources};
 
@@ -20,6 +22,21 @@ pub struct Cli {
 pub enum Command {
     /// Watch cgroups and report each connection end, until SIGTERM or SIGINT.
     Run {
+        /// Where records go; may be given several times.
+        #[arg(long = "output", value_name = "OUTPUT", value_enum)]
+        outputs: Vec<Output>,
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Report the connections of a capture file (pcap or pcapng); needs no privilege.
+    Replay {
+        /// The capture.
+        file: PathBuf,
+        /// Own addresses: records are written from their side, instead of the client's; may be given
+        /// several times.
+        #[arg(long, value_name = "CIDR", value_parser = cidr)]
+        local: Vec<IpNet>,
         /// Where records go; may be given several times.
         #[arg(long = "output", value_name = "OUTPUT", value_enum)]
         outputs: Vec<Output>,
@@ -80,4 +97,12 @@ impl ConfigArgs {
                 .collect(),
         }
     }
+}
+
+/// A range of addresses, or one address.
+fn cidr(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| one()).map_err(|_| {
+        "no range of addresses; write one like 10.0.0.0/8, fd00::/8 or 192.0.2.7".to_owned()
+    })
 }

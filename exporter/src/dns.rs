@@ -62,6 +62,10 @@ pub struct DnsStats {
 /// The names of one address, the one asked for first, then those it was an alias for.
 pub type Names = Arc<[Arc<str>]>;
 
+type Key = (u64, Addr);
+type CacheBuilder =
+    moka::sync::CacheBuilder<Key, Arc<[Learnt]>, moka::sync::Cache<Key, Arc<[Learnt]>>>;
+
 /// The cache and the queries on their way.
 #[derive(Debug)]
 pub struct Dns {
@@ -125,15 +129,24 @@ struct Learnt {
 impl Dns {
     /// An empty cache.
     pub fn new(settings: DnsSettings) -> Self {
+        Self::with(settings, |cache| cache.expire_after(Lifetime))
+    }
+
+    /// For messages of another time than now: memory is freed by number alone, since moka's clock is not
+    /// theirs.
+    pub fn of_the_past(settings: DnsSettings) -> Self {
+        Self::with(settings, |cache| cache)
+    }
+
+    fn with(settings: DnsSettings, lifetime: impl FnOnce(CacheBuilder) -> CacheBuilder) -> Self {
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        let cache = moka::sync::Cache::builder()
+            .max_capacity(settings.max_addresses)
+            // The newest answer is always taken in; the default policy would refuse it.
+            .eviction_policy(EvictionPolicy::lru());
         Self {
             queries: LruCache::new(MAX_QUERIES),
-            cache: moka::sync::Cache::builder()
-                .max_capacity(settings.max_addresses)
-                // The newest answer is always taken in; the default policy would refuse it.
-                .eviction_policy(EvictionPolicy::lru())
-                .expire_after(Lifetime)
-                .build(),
+            cache: lifetime(cache).build(),
             min_ttl: ns(settings.min_ttl),
             max_ttl: ns(settings.max_ttl),
             stats: DnsStats::default(),

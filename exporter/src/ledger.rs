@@ -27,7 +27,8 @@ pub enum DropCause {
 }
 
 impl DropCause {
-    const ALL: [Self; 5] =
+    /// All of them.
+    pub const ALL: [Self; 5] =
         [Self::QueueFull, Self::RetryExhausted, Self::Refused, Self::Shutdown, Self::OutputClosed];
 
     /// As in the ledger's lines.

@@ -23,6 +23,7 @@ pub mod look;
 pub mod pipeline;
 pub mod probe;
 pub mod record;
+pub mod replay;
 pub mod run;
 pub mod sample;
 pub mod source;

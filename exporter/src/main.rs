@@ -7,13 +7,21 @@ use clap::Parser as _;
 use flowend::cli::{Cli, Command, ConfigArgs};
 use flowend::config::{self, ConfigError, Layered, Output};
 use flowend::run::Sidecar;
-use flowend::{check, demo};
+use flowend::{check, demo, replay};
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { outputs, config } => run(&config, &outputs),
+        Command::Replay { file, local, outputs, config } => {
+            with_config(&config, &outputs, |layered| {
+                in_runtime(async move {
+                    let stop = stop_signal()?;
+                    replay::replay(&layered.settings, &file, local, stop).await
+                })
+            })
+        }
         Command::Check { config } => with_config(&config, &[], |layered| check::check(&layered)),
         Command::PrintConfig { config } => with_config(&config, &[], |layered| {
             // Not print!: a reader that went away is no reason to panic.

@@ -44,10 +44,11 @@ pub struct Sidecar {
     shutdown_timeout: Duration,
 }
 
+/// An output's task, and the queue before it.
 #[derive(Debug)]
-struct RunningOutput {
-    queue: Arc<Queue<Arc<Record>>>,
-    ledger: Arc<OutputLedger>,
+pub(crate) struct RunningOutput {
+    pub(crate) queue: Arc<Queue<Arc<Record>>>,
+    pub(crate) ledger: Arc<OutputLedger>,
     task: JoinHandle<std::io::Result<()>>,
 }
 
@@ -188,7 +189,8 @@ impl Sidecar {
         self.pipeline.finish(clock::boot_to_unix_ns());
         said.report(&self.source, &self.pipeline);
         info!("{}", dns_line(&self.pipeline.dns().stats()));
-        let outputs = finish_outputs(self.outputs, self.shutdown_timeout).await;
+        let deadline = tokio::time::sleep(self.shutdown_timeout);
+        let outputs = finish_outputs(self.outputs, deadline).await;
         for output in &outputs {
             for line in Line::all(&self.ledger, output) {
                 info!("{line}");
@@ -278,7 +280,8 @@ impl Health {
     }
 }
 
-fn dns_line(stats: &DnsStats) -> String {
+/// What became of the DNS messages, in words.
+pub(crate) fn dns_line(stats: &DnsStats) -> String {
     let DnsStats { queries, learnt, empty, unmatched, malformed } = stats;
     format!(
         "dns: queries {queries}; answers: {learnt} named addresses, {empty} without an address, \
@@ -286,7 +289,11 @@ fn dns_line(stats: &DnsStats) -> String {
     )
 }
 
-fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<RunningOutput>> {
+/// Starts the task of each output and signal.
+pub(crate) fn start_outputs(
+    settings: &Settings,
+    own: &OwnSockets,
+) -> anyhow::Result<Vec<RunningOutput>> {
     let mut outputs = Vec::new();
     let queue = |name, events| {
         let ledger = OutputLedger::new(name, events);
@@ -324,7 +331,7 @@ fn start_outputs(settings: &Settings, own: &OwnSockets) -> anyhow::Result<Vec<Ru
 }
 
 /// An output that ended though nobody told it to.
-async fn failed_output(outputs: &mut [RunningOutput]) -> Option<anyhow::Error> {
+pub(crate) async fn failed_output(outputs: &mut [RunningOutput]) -> Option<anyhow::Error> {
     for output in outputs {
         if output.task.is_finished() {
             let name = output.ledger.name;
@@ -338,12 +345,22 @@ async fn failed_output(outputs: &mut [RunningOutput]) -> Option<anyhow::Error> {
     None
 }
 
-/// Waits for the queues to run empty, for as long as the deadline lets it; counts what is left.
-async fn finish_outputs(outputs: Vec<RunningOutput>, timeout: Duration) -> Vec<Arc<OutputLedger>> {
-    let deadline = tokio::time::Instant::now() + timeout;
+/// Waits for the queues to run empty, until the deadline is ready; counts what is left.
+pub(crate) async fn finish_outputs(
+    outputs: Vec<RunningOutput>,
+    deadline: impl Future<Output = ()>,
+) -> Vec<Arc<OutputLedger>> {
+    tokio::pin!(deadline);
+    let mut is_over = false;
     let mut ledgers = Vec::new();
     for RunningOutput { queue, ledger, mut task } in outputs {
-        if !task.is_finished() && tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+        if !task.is_finished() && !is_over {
+            tokio::select! {
+                _ = &mut task => {}
+                () = &mut deadline => is_over = true,
+            }
+        }
+        if !task.is_finished() {
             task.abort();
             let _ = task.await;
         }

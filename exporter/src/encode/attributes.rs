@@ -133,9 +133,9 @@ fn termination<'a>(record: &'a Record, keys: &Keys, put: &mut impl Put<'a>) {
     put(keys.src_port, Value::count(source.port));
     put(keys.dst_ip, Value::ip(destination));
     put(keys.dst_port, Value::count(destination.port));
-    let sides = match end.by {
-        Some(Side::Remote) => [Side::Remote, Side::Local],
-        Some(Side::Local) | None => [Side::Local, Side::Remote],
+    let sides = match end.source_side() {
+        Side::Remote => [Side::Remote, Side::Local],
+        Side::Local => [Side::Local, Side::Remote],
     };
     names(record, [keys.src_domains, keys.dst_domains], sides, put);
 }

@@ -26,6 +26,7 @@ impl Counted for Arc<Record> {
 pub struct Queue<T> {
     inner: Mutex<Inner<T>>,
     filled: Notify,
+    emptied: Notify,
     capacity: usize,
     ledger: Arc<OutputLedger>,
 }
@@ -44,6 +45,7 @@ impl<T: Counted> Queue<T> {
         Arc::new(Self {
             inner: Mutex::new(Inner { items: VecDeque::new(), closed: false, wake_at: 1 }),
             filled: Notify::new(),
+            emptied: Notify::new(),
             capacity,
             ledger,
         })
@@ -71,6 +73,19 @@ impl<T: Counted> Queue<T> {
         }
     }
 
+    /// Waits until there is room, or nothing is taken in any more; for the one producer that may wait.
+    pub async fn room(&self) {
+        loop {
+            {
+                let inner = self.lock();
+                if inner.items.len() < self.capacity || inner.closed {
+                    return;
+                }
+            }
+            self.emptied.notified().await;
+        }
+    }
+
     /// Nothing more is taken in; what is there is still handed out.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -93,6 +108,7 @@ impl<T: Counted> Queue<T> {
             counts.queued.sub(1);
             counts.unanswered.add(1);
         }
+        self.emptied.notify_one();
         Some(batch)
     }
 
@@ -124,6 +140,7 @@ impl<T: Counted> Queue<T> {
             counts.unanswered.sub(unanswered);
             counts.drop_records(cause, unanswered);
         }
+        self.emptied.notify_one();
     }
 
     /// Until `n` items wait, or the queue is closed; `None` when it is closed and empty.
@@ -207,6 +224,36 @@ mod tests {
         assert_eq!((batch.len(), ends.in_flight(), ends.exported.get()), (2, 2, 0));
         q.settle(&batch, Ok(()));
         assert_eq!((ends.in_flight(), ends.exported.get()), (0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_producer_may_wait_for_room() {
+        let q = queue(2);
+        q.room().await;
+        q.push(1);
+        q.push(2);
+        let producer = tokio::spawn({
+            let q = Arc::clone(&q);
+            async move {
+                for n in 3..=10 {
+                    q.room().await;
+                    q.push(n);
+                }
+                q.close();
+            }
+        });
+        let mut got = Vec::new();
+        while let Some(batch) = q.take(2, Duration::ZERO).await {
+            got.extend(batch);
+        }
+        producer.await.unwrap();
+        assert_eq!(got, (1..=10).collect::<Vec<_>>());
+        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 0);
+        // Nobody takes anything any more: waiting would never end.
+        let gone = queue(1);
+        gone.push(1);
+        gone.abandon(DropCause::Shutdown);
+        gone.room().await;
     }
 
     #[tokio::test]

@@ -212,19 +212,28 @@ pub struct ConnectionEnd {
 }
 
 impl ConnectionEnd {
-    /// The side that terminated the connection: the own socket where nobody sent a FIN or RST.
-    pub const fn source(&self) -> Endpoint {
-        match self.by {
-            Some(Side::Remote) => self.remote,
-            Some(Side::Local) | None => self.local,
+    /// The side that terminated the connection. Where nobody sent a FIN or RST it is the own socket;
+    /// of a connection that a capture left open, the client.
+    pub fn source_side(&self) -> Side {
+        let is_server = self.direction == Direction::Incoming;
+        let nobody =
+            if self.reason == Reason::Open && is_server { Side::Remote } else { Side::Local };
+        self.by.unwrap_or(nobody)
+    }
+
+    /// The side that terminated the connection.
+    pub fn source(&self) -> Endpoint {
+        match self.source_side() {
+            Side::Local => self.local,
+            Side::Remote => self.remote,
         }
     }
 
     /// The side that received the termination.
-    pub const fn destination(&self) -> Endpoint {
-        match self.by {
-            Some(Side::Remote) => self.local,
-            Some(Side::Local) | None => self.remote,
+    pub fn destination(&self) -> Endpoint {
+        match self.source_side() {
+            Side::Local => self.remote,
+            Side::Remote => self.local,
         }
     }
 

@@ -192,6 +192,15 @@ impl FlowTable {
         }
     }
 
+    /// Reports every connection that is over, and every other one as [`Reason::Open`], ended by nobody;
+    /// for the end of a capture.
+    pub fn finish_open(&mut self, out: &mut impl FnMut(FlowEvent)) {
+        self.finish(out);
+        while let Some((_, connection)) = self.connections.pop_front() {
+            out(FlowEvent::End(connection.snapshot(connection.last_ns(), None)));
+        }
+    }
+
     /// Says that events were lost, at the latest at `at_ns`. What is not seen proves nothing then.
     pub fn note_loss(&mut self, at_ns: u64) {
         self.lost_ns = self.lost_ns.max(at_ns);

@@ -177,7 +177,8 @@ fn reason(
             && c.established.is_none()
             && c.state == TcpState::SynSent);
     if was_opening {
-        return (attempt(c, reset, context), reset.then_some(Side::Remote));
+        let own = c.rst_out.map(|_| Side::Local);
+        return (attempt(c, reset, context), if reset { Some(Side::Remote) } else { own });
     }
     // With Fast Open the accepted socket exists before the handshake is complete.
     if state == TcpState::SynRecv && c.direction == Direction::Incoming && c.rst_out.is_none() {

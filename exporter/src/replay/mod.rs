@@ -1,0 +1,260 @@
+//! `flowend replay`: the connections of a capture file, through the same parser, state machine and
+//! outputs as those of this machine. No privilege, no kernel.
+//!
+//! `capture` reads packets, `link` and `ip` find the segment in each, `table` knows whose it is,
+//! `conversation`, `stream` and `history` what it says, `verdict` asks the state machine. Nothing is
+//! dropped: the reader waits for the outputs.
+
+mod capture;
+mod clock;
+mod conversation;
+mod engine;
+mod history;
+mod ip;
+mod link;
+mod names;
+mod progress;
+mod recorder;
+mod stop;
+mod stream;
+mod summary;
+mod table;
+mod verdict;
+
+use std::fs::File;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tracing::info;
+
+use crate::config::{Output, Settings};
+use crate::dns::DnsStats;
+use crate::export::OwnSockets;
+use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
+use crate::run::{RunningOutput, dns_line, failed_output, finish_outputs, start_outputs};
+use capture::Capture;
+pub use capture::CaptureError;
+use engine::Engine;
+use progress::Progress;
+use recorder::Recorder;
+use stop::Stop;
+use table::Full;
+
+/// Packets read between two looks at whether to stop.
+const TURN: usize = 256;
+
+/// Why a replay did not come to the end of its file.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The file.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// No packet of the file could be understood.
+    #[error(
+        "{path}: all packets are of link types that are not understood: {links} (see \
+         https://www.tcpdump.org/linktypes.html); capture on an Ethernet, IP or loopback interface, \
+         or on \"any\""
+    )]
+    LinkType {
+        /// As given.
+        path: String,
+        /// By number.
+        links: String,
+    },
+    /// `flows.max` was reached.
+    #[error(
+        "{path}: packet {packet}, at byte {offset}: {limit} connections are open at the same time; \
+         raise flows.max: --set flows.max={}", limit.saturating_mul(4)
+    )]
+    Full {
+        /// As given.
+        path: String,
+        /// Counted from 1.
+        packet: u64,
+        /// From the beginning of the file.
+        offset: u64,
+        /// `flows.max`.
+        limit: usize,
+    },
+    /// The user stopped it.
+    #[error("{path}: stopped after packet {packet}, at byte {offset}; the rest was not read")]
+    Stopped {
+        /// As given.
+        path: String,
+        /// Counted from 1.
+        packet: u64,
+        /// From the beginning of the file.
+        offset: u64,
+    },
+    /// An output did not take all records.
+    #[error("{output}: {lost} records were not delivered: {line}")]
+    Undelivered {
+        /// Of the ledger.
+        output: &'static str,
+        /// How many.
+        lost: u64,
+        /// The ledger's line, with the causes.
+        line: String,
+    },
+}
+
+/// Reads a capture, reports the end of each of its connections, and says what became of its packets.
+/// Stops early when `stop` is ready.
+///
+/// # Errors
+/// When the file could not be read to its end, or an output failed; what was read is reported.
+pub async fn replay(
+    settings: &Settings,
+    file: &Path,
+    local: Vec<IpNet>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let path = file.display().to_string();
+    let open = |cause| CaptureError::Open { path: path.clone(), cause };
+    let input = File::open(file).map_err(open)?;
+    let metadata = input.metadata().map_err(open)?;
+    if metadata.is_dir() {
+        return Err(open(std::io::ErrorKind::IsADirectory.into()).into());
+    }
+    // Before the outputs: what is no capture is said without a heading.
+    let capture = Capture::new(&path, input)?;
+    let stop = Stop::new(stop, settings.shutdown_timeout);
+    let mut replay = Replay {
+        path,
+        capture,
+        engine: Engine::new(
+            settings.max_flows,
+            settings.dns_enabled.then_some(settings.dns),
+            local,
+        ),
+        recorder: Recorder::new(settings),
+        outputs: start_outputs(settings, &OwnSockets::default())?,
+        progress: Progress::new(metadata.len(), writes_to_stdout(settings)),
+        max_flows: settings.max_flows,
+        stop: stop.clone(),
+    };
+    let read = replay.read().await;
+    replay.progress.end();
+    let rest = match &read {
+        // An output that is gone takes nothing more.
+        Err(error) if error.downcast_ref::<ReplayError>().is_none() => Ok(()),
+        _ => replay.finish().await,
+    };
+    let Replay { engine, recorder, outputs, path, .. } = replay;
+    outputs.iter().for_each(|output| output.queue.close());
+    let ledgers = finish_outputs(outputs, stop.is_late()).await;
+    info!("{path}: {}", engine.summary());
+    if let Some(stats) = engine.dns_stats().filter(|stats| *stats != DnsStats::default()) {
+        info!("{}", dns_line(&stats));
+    }
+    for ledger in &ledgers {
+        for line in Line::all(&recorder.ledger, ledger) {
+            info!("{line}");
+        }
+    }
+    read.and(rest)?;
+    if let Some(links) = engine.summary().only_unknown_links() {
+        return Err(ReplayError::LinkType { path, links }.into());
+    }
+    all_delivered(&recorder.ledger, &ledgers)
+}
+
+/// A capture on its way to the outputs.
+struct Replay {
+    path: String,
+    capture: Capture<File>,
+    engine: Engine,
+    recorder: Recorder,
+    outputs: Vec<RunningOutput>,
+    progress: Progress,
+    max_flows: usize,
+    stop: Stop,
+}
+
+impl Replay {
+    /// Reads the file.
+    async fn read(&mut self) -> anyhow::Result<()> {
+        loop {
+            for _ in 0..TURN {
+                let Some(packet) = self.capture.next().map_err(ReplayError::from)? else {
+                    return Ok(());
+                };
+                let taken = self.engine.packet(&packet);
+                if let Err(Full) = taken {
+                    return Err(self.full().into());
+                }
+                self.deliver().await?;
+            }
+            self.progress.at(self.capture.offset());
+            tokio::task::yield_now().await;
+            if self.stop.is_asked() {
+                return Err(ReplayError::Stopped {
+                    path: self.path.clone(),
+                    packet: self.capture.packets(),
+                    offset: self.capture.offset(),
+                }
+                .into());
+            }
+        }
+    }
+
+    /// Reports what the end of the file leaves.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        while self.engine.finish_one() {
+            self.deliver().await?;
+        }
+        Ok(())
+    }
+
+    /// Hands what has ended to the outputs, and waits for them: when it is to stop, as
+    /// long as `shutdown.timeout` lets it.
+    async fn deliver(&mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.engine.next_end() {
+            self.progress.make_way();
+            let Some(record) = self.recorder.record(ended) else { continue };
+            for output in &self.outputs {
+                tokio::select! {
+                    () = output.queue.room() => {}
+                    () = self.stop.is_late() => {}
+                }
+                output.queue.push(Arc::clone(&record));
+            }
+            if let Some(error) = failed_output(&mut self.outputs).await {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn full(&self) -> ReplayError {
+        ReplayError::Full {
+            path: self.path.clone(),
+            packet: self.capture.packets(),
+            offset: self.capture.offset(),
+            limit: self.max_flows,
+        }
+    }
+}
+
+fn writes_to_stdout(settings: &Settings) -> bool {
+    settings.outputs.iter().any(|output| matches!(output, Output::Text | Output::Json))
+}
+
+fn all_delivered(all: &Ledger, outputs: &[Arc<OutputLedger>]) -> anyhow::Result<()> {
+    for output in outputs {
+        let lost = DropCause::ALL.iter().map(|cause| output.dropped(*cause)).sum();
+        if lost > 0 {
+            let line =
+                Line::all(all, output).map(|line| line.to_string()).collect::<Vec<_>>().join("; ");
+            return Err(ReplayError::Undelivered { output: output.name, lost, line }.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod property;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! Records of the ends in a capture.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use opentelemetry::KeyValue;
+use opentelemetry_sdk::Resource;
+
+use super::engine::Ended;
+use crate::community_id::CommunityId;
+use crate::config::Settings;
+use crate::enrich::Workload;
+use crate::ids::Ids;
+use crate::ledger::Ledger;
+use crate::record::{Record, RecordKind};
+use crate::sample::Sampler;
+
+/// `service.name` of the records, unless the user says otherwise.
+const SERVICE_NAME: &str = "replay";
+
+/// Of the ids of connections whose ISNs were not seen: hashed from their place in the file, they are
+/// the same each time.
+const SEED: u128 = 0;
+
+/// Makes records of ends.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    ids: Ids,
+    sampler: Sampler,
+    peer_cidrs: Vec<IpNet>,
+    community_id: Option<CommunityId>,
+    workload: Arc<Workload>,
+    pub(super) ledger: Ledger,
+}
+
+impl Recorder {
+    /// As the settings say.
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            ids: Ids::new(&settings.ids_key, SEED),
+            sampler: Sampler::new(settings.sampling_ratio),
+            peer_cidrs: settings.peer_cidrs.clone(),
+            community_id: settings.community_id,
+            workload: Arc::new(workload(settings)),
+            ledger: Ledger::default(),
+        }
+    }
+
+    /// The record; `None` where sampling leaves it out.
+    pub(super) fn record(&self, ended: Ended) -> Option<Arc<Record>> {
+        let Ended { end, local_names, remote_names } = ended;
+        let ledger = self.ledger.of(RecordKind::End);
+        ledger.seen.add(1);
+        let ids = self.ids.of(&end);
+        let Some(sampling_probability) = self.sampler.keep(ids.trace_id, end.reason) else {
+            ledger.sampled_out.add(1);
+            return None;
+        };
+        let peer = end.remote.ip();
+        let sends_spans = self.peer_cidrs.iter().any(|range| range.contains(&peer));
+        Some(Arc::new(Record {
+            kind: RecordKind::End,
+            community_id: self.community_id.map(|id| id.of(end.local, end.remote)),
+            ids,
+            parent_span_id: ids.client_span_id.filter(|_| sends_spans),
+            workload: Arc::clone(&self.workload),
+            process: None,
+            local_names,
+            remote_names,
+            sampling_probability,
+            start_unix_ns: end.start_ns,
+            end_unix_ns: end.end_ns,
+            end,
+        }))
+    }
+}
+
+/// The resource: nothing of this host, on which the capture need not have been made.
+fn workload(settings: &Settings) -> Workload {
+    let mut attributes = settings.resource_attributes.clone();
+    if let Some(name) = &settings.service_name {
+        attributes.insert("service.name".into(), name.clone());
+    }
+    let service_name =
+        attributes.entry("service.name".into()).or_insert_with(|| SERVICE_NAME.into()).clone();
+    let resource = Resource::builder_empty()
+        .with_attributes(attributes.into_iter().map(|(k, v)| KeyValue::new(k, v)))
+        .build();
+    Workload { service_name, cgroup_path: None, resource }
+}
