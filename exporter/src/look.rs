@@ -3,7 +3,8 @@
 //!
 //! A task of its own: a look blocks, on the kernel and on /proc, and the data path waits for nothing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,19 +104,20 @@ async fn run(
     wanted: Arc<Notify>,
     send: mpsc::Sender<Look>,
 ) {
-    let mut known = HashSet::new();
+    let mut memory = Memory::default();
     let mut said = BTreeSet::new();
-    // Who holds a socket matters for those that were there before the programs were.
-    let mut owners = settings.owners;
+    // Before the programs were attached there may have been connections.
+    let mut after_attach = true;
     loop {
+        let owners = settings.owners && after_attach;
         let attached = folders.borrow_and_update().clone();
-        let (mount, paths, before) = (settings.mount.clone(), paths.clone(), known.clone());
+        let (mount, paths, held) = (settings.mount.clone(), paths.clone(), memory.held.clone());
         let look =
-            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &before, owners));
+            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &held, owners));
         match look.await {
-            Ok(Ok((look, snapshot))) => {
+            Ok(Ok((mut look, snapshot))) => {
                 say(&snapshot, &mut said);
-                known = namespaces(&snapshot).map(|n| n.inode).collect();
+                memory.take_in(&mut look.census, &snapshot, after_attach);
                 if send.send(look).await.is_err() {
                     return;
                 }
@@ -130,14 +132,62 @@ async fn run(
             Err(_) => return,
         }
         tokio::time::sleep(PAUSE).await;
-        owners = tokio::select! {
+        after_attach = tokio::select! {
             () = wanted.notified() => false,
             () = tokio::time::sleep(settings.interval) => false,
             changed = folders.changed() => match changed {
-                Ok(()) => settings.owners,
+                Ok(()) => true,
                 Err(_) => return,
             },
         };
+    }
+}
+
+/// What is remembered from look to look.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Cookies of watched connections that were there when the programs were attached: their ends are
+    /// told by looks alone.
+    older: HashSet<u64>,
+    /// Namespaces in which one of them is open, held so that their last look finds them whatever becomes
+    /// of their processes.
+    held: HashMap<u64, Arc<File>>,
+    /// Cookie of each namespace by inode, of the look before.
+    cookies: HashMap<u64, u64>,
+}
+
+impl Memory {
+    fn take_in(&mut self, census: &mut Census, snapshot: &Snapshot, after_attach: bool) {
+        let open = |s: &&OpenSocket| s.watched && s.state != TcpState::TimeWait;
+        let there: HashSet<u64> = census.sockets.iter().filter(open).map(|s| s.cookie).collect();
+        if after_attach {
+            self.older.extend(&there);
+        } else {
+            self.older.retain(|cookie| there.contains(cookie));
+        }
+        self.held.clear();
+        for namespace in &snapshot.others {
+            let matters = namespace.sockets.iter().any(|s| self.older.contains(&s.cookie));
+            if matters && let Some(handle) = snapshot.handles.get(&namespace.inode) {
+                self.held.insert(namespace.inode, Arc::clone(handle));
+            }
+        }
+        // Of processes that cannot be read nobody knows where they are.
+        if snapshot.unreadable_processes == 0 {
+            let deserted = |inode: &u64| !snapshot.inhabited.contains(inode);
+            census.deserted = self
+                .cookies
+                .iter()
+                .filter(|(i, _)| deserted(i))
+                .map(|(_, cookie)| *cookie)
+                .collect();
+        }
+        // A deserted one is kept for the looks that it takes to be sure.
+        self.cookies.retain(|_, cookie| census.deserted.contains(cookie));
+        if self.cookies.len() > MAX_NAMESPACES {
+            self.cookies.clear();
+        }
+        self.cookies.extend(namespaces(snapshot).filter_map(|n| Some((n.inode, n.cookie?))));
     }
 }
 
@@ -164,7 +214,7 @@ fn look(
     mount: &Path,
     attached: &[PathBuf],
     paths: &Paths,
-    known: &HashSet<u64>,
+    held: &HashMap<u64, Arc<File>>,
     owners: bool,
 ) -> Result<(Look, Snapshot), diag::DiagError> {
     let begun_ns = clock::boot_ns();
@@ -182,7 +232,7 @@ fn look(
         max_namespaces: MAX_NAMESPACES,
         processes: processes.clone(),
     };
-    let snapshot = diag::snapshot(known, &options)?;
+    let snapshot = diag::snapshot(held, &options)?;
     let sockets = namespaces(&snapshot)
         .flat_map(|namespace| namespace.sockets.iter().map(move |socket| (namespace, socket)))
         .filter(|(_, socket)| socket.kind != SocketKind::Request)
@@ -198,6 +248,7 @@ fn look(
         complete: snapshot.complete
             && snapshot.unreadable_processes == 0
             && is_in_initial_pid_namespace(),
+        deserted: HashSet::new(),
         sockets,
     };
     let owners = if owners { owners_of(&snapshot, &cgroups, &processes) } else { Vec::new() };

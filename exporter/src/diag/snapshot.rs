@@ -1,10 +1,11 @@
 //! The network namespaces of the machine, dumped one after the other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 
@@ -23,15 +24,19 @@ pub struct SnapshotOptions {
 }
 
 /// The TCP sockets of the network namespaces that can be reached.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Snapshot {
     /// The calling thread's.
     pub own: Namespace,
     /// Those of other processes.
     pub others: Vec<Namespace>,
-    /// Namespaces known from before in which no visible process is any more, by inode. What they still
-    /// hold, closed sockets that wait for the last acknowledgments, cannot be dumped.
-    pub deserted: HashSet<u64>,
+    /// Holds the namespaces of `others` open, by inode. Given to a later snapshot, it enters them again
+    /// even where no process is in them any more: what they still hold are closed sockets that wait for
+    /// the last acknowledgments, and those of processes that made them and went elsewhere. As long as one
+    /// is kept, the kernel keeps the namespace.
+    pub handles: HashMap<u64, Arc<File>>,
+    /// Namespaces in which there is a process that can be read, by inode.
+    pub inhabited: HashSet<u64>,
     /// Namespaces that were found and could not be dumped.
     pub left_out: Option<LeftOut>,
     /// Processes whose namespace cannot be read: those of other users, without CAP_SYS_PTRACE.
@@ -85,22 +90,28 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Dumps the own network namespace and those of other processes. `known` are namespaces, by inode, that
-/// earlier snapshots held: they are dumped again whatever their processes.
+/// Dumps the own network namespace and those of other processes. `held` are namespaces of earlier
+/// snapshots: they are dumped again whatever their processes.
 ///
 /// Works in a thread of its own, which ends with it, since a thread that has entered another namespace
 /// cannot be trusted with anything else. Blocks until that is done: not for a thread of the runtime.
 ///
 /// # Errors
 /// When not even the own namespace can be dumped, or /proc cannot be listed.
-pub fn snapshot(known: &HashSet<u64>, options: &SnapshotOptions) -> Result<Snapshot, DiagError> {
+pub fn snapshot(
+    held: &HashMap<u64, Arc<File>>,
+    options: &SnapshotOptions,
+) -> Result<Snapshot, DiagError> {
     in_a_thread(|| {
         let own = dump(options.max_sockets)?;
-        let mut tour = Tour::from(own, known, options);
+        let mut tour = Tour::from(own, options);
         for pid in procfs::all_processes().map_err(|e| DiagError::system("list /proc", e))? {
             tour.visit(pid);
         }
-        Ok(tour.finish())
+        for (inode, handle) in held {
+            tour.dump(*inode, handle);
+        }
+        Ok(tour.snapshot)
     })
     .map_err(|e| DiagError::system("start a thread", e))?
 }
@@ -137,27 +148,23 @@ struct Tour<'a> {
     room: usize,
     /// Namespaces that were dumped or could not be.
     settled: HashSet<u64>,
-    /// Namespaces with a process, settled or not.
-    seen: HashSet<u64>,
-    known: &'a HashSet<u64>,
     options: &'a SnapshotOptions,
 }
 
 impl<'a> Tour<'a> {
-    fn from(own: Namespace, known: &'a HashSet<u64>, options: &'a SnapshotOptions) -> Self {
+    fn from(own: Namespace, options: &'a SnapshotOptions) -> Self {
         Self {
             room: options.max_sockets.saturating_sub(own.len()),
             settled: HashSet::from([own.inode]),
-            seen: HashSet::from([own.inode]),
             snapshot: Snapshot {
                 complete: own.is_whole(),
+                inhabited: HashSet::from([own.inode]),
                 own,
                 others: Vec::new(),
-                deserted: HashSet::new(),
+                handles: HashMap::new(),
                 left_out: None,
                 unreadable_processes: 0,
             },
-            known,
             options,
         }
     }
@@ -172,10 +179,8 @@ impl<'a> Tour<'a> {
                 return;
             }
         };
-        self.seen.insert(inode);
-        if self.settled.contains(&inode)
-            || !(self.known.contains(&inode) || self.options.processes.takes(pid))
-        {
+        self.snapshot.inhabited.insert(inode);
+        if self.settled.contains(&inode) || !self.options.processes.takes(pid) {
             return;
         }
         if self.snapshot.others.len() >= self.options.max_namespaces {
@@ -185,14 +190,14 @@ impl<'a> Tour<'a> {
         let path = format!("/proc/{pid}/ns/net");
         // The process may have moved on since its link was read: what was opened counts.
         match File::open(&path).and_then(|file| Ok((file.metadata()?.ino(), file))) {
-            Ok((inode, file)) => self.dump(inode, &file),
+            Ok((inode, file)) => self.dump(inode, &Arc::new(file)),
             // Another process of the namespace may still be there.
             Err(error) if procfs::is_gone(&error) => {}
             Err(error) => self.leave_out(inode, LeftOutReason::Other(format!("{path}: {error}"))),
         }
     }
 
-    fn dump(&mut self, inode: u64, file: &File) {
+    fn dump(&mut self, inode: u64, file: &Arc<File>) {
         if self.settled.contains(&inode) {
             return;
         }
@@ -209,6 +214,7 @@ impl<'a> Tour<'a> {
                 self.room = self.room.saturating_sub(namespace.len());
                 self.snapshot.complete &= namespace.is_whole();
                 self.snapshot.others.push(namespace);
+                self.snapshot.handles.insert(inode, Arc::clone(file));
             }
             Err(error) => self.leave_out(inode, LeftOutReason::Other(error.to_string())),
         }
@@ -221,12 +227,6 @@ impl<'a> Tour<'a> {
             Some(left_out) => left_out.count += 1,
             first => *first = Some(LeftOut { count: 1, reason }),
         }
-    }
-
-    fn finish(mut self) -> Snapshot {
-        self.snapshot.deserted =
-            self.known.iter().filter(|n| !self.seen.contains(n)).copied().collect();
-        self.snapshot
     }
 }
 

@@ -18,6 +18,9 @@ pub struct Census {
     pub namespaces: HashSet<u64>,
     /// Whether these are all namespaces in which a watched socket may be.
     pub complete: bool,
+    /// Cookies of network namespaces in which there was a process, and is none any more. A socket that a
+    /// process made there and took elsewhere may still be open.
+    pub deserted: HashSet<u64>,
     /// The TCP sockets.
     pub sockets: Vec<OpenSocket>,
 }

@@ -22,10 +22,6 @@ pub const EMBRYO_NS: u64 = 130_000_000_000;
 /// The kernel's first pause after a SYN-ACK, ns (TCP_TIMEOUT_INIT); each further one is twice as long.
 const FIRST_PAUSE_NS: u64 = 1_000_000_000;
 
-/// An embryo is dead when this many times the pause went by without the SYN-ACK being sent again: the
-/// first pause may have been set longer (BPF_SOCK_OPS_TIMEOUT_INIT).
-const PAUSES: u64 = 4;
-
 /// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
 pub(super) const SAME_ISN: usize = 4;
 
@@ -253,8 +249,11 @@ impl Embryo {
     /// When it must be dead if its SYN-ACK is not sent once more.
     fn dead_at(&self) -> u64 {
         let Some(syn_ack) = self.syn_ack else { return u64::MAX };
-        let pause = FIRST_PAUSE_NS << (syn_ack.count.clamp(1, 8) - 1);
-        let dead = syn_ack.last_ns.saturating_add(PAUSES * pause);
+        // It is sent again 1, 3, 7, ... s after the first time, so at the latest this long after the last;
+        // a SYN that comes again is answered in between. Twice that, and more, since the first pause may
+        // have been set to 3 s (BPF_SOCK_OPS_TIMEOUT_INIT; RFC 1122).
+        let pause = (syn_ack.last_ns - syn_ack.time_ns).saturating_add(FIRST_PAUSE_NS);
+        let dead = syn_ack.last_ns.saturating_add(2 * pause + FIRST_PAUSE_NS);
         dead.min(self.syn_ns.saturating_add(EMBRYO_NS))
     }
 

@@ -17,9 +17,16 @@ const LIMIT: usize = 8192;
 /// one go, in either order (net/ipv4/tcp_timer.c, tcp_write_err; net/ipv4/tcp.c, tcp_done_with_error).
 const NEAR_NS: u64 = 10_000_000;
 
-/// The latest error of each pair of endpoints.
+/// An error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reported {
+    pub(super) time_ns: u64,
+    pub(super) errno: u16,
+}
+
+/// The latest error of each pair of endpoints: own and peer.
 #[derive(Debug)]
-pub(super) struct Errors(LruCache<(Endpoint, Endpoint), (u64, u16)>);
+pub(super) struct Errors(LruCache<(Endpoint, Endpoint), Reported>);
 
 impl Errors {
     pub(super) fn new() -> Self {
@@ -29,12 +36,17 @@ impl Errors {
     pub(super) fn observe(&mut self, event: &ErrorEvent) {
         let local = Endpoint { addr: event.local, port: event.local_port };
         let remote = Endpoint { addr: event.remote, port: event.remote_port };
-        self.0.insert((local, remote), (event.time_ns, event.error));
+        let reported = Reported { time_ns: event.time_ns, errno: event.error };
+        self.0.insert((local, remote), reported);
     }
 
     /// The error with which the connection of these endpoints closed at `closed_ns`.
-    pub(super) fn of(&self, local: Endpoint, remote: Endpoint, closed_ns: u64) -> Option<u16> {
-        let (time_ns, error) = *self.0.peek(&(local, remote))?;
-        (time_ns.abs_diff(closed_ns) <= NEAR_NS).then_some(error)
+    pub(super) fn of(&self, ends: (Endpoint, Endpoint), closed_ns: u64) -> Option<Reported> {
+        self.0.peek(&ends).filter(|e| e.time_ns.abs_diff(closed_ns) <= NEAR_NS).copied()
+    }
+
+    /// The latest error of the connection of these endpoints since `first_seen_ns`.
+    pub(super) fn since(&self, ends: (Endpoint, Endpoint), first_seen_ns: u64) -> Option<Reported> {
+        self.0.peek(&ends).filter(|e| e.time_ns >= first_seen_ns).copied()
     }
 }

@@ -264,11 +264,15 @@ impl FlowTable {
     /// The connections whose sockets are not there.
     fn miss(&mut self, open: &HashSet<u64>, census: &Census) {
         let mut again = false;
+        let lost_ns = self.lost_ns;
         for (cookie, connection) in &mut self.connections {
             let looked_everywhere = if connection.netns == 0 {
                 census.complete
             } else {
                 census.namespaces.contains(&connection.netns)
+                    // Nobody can look there, and its CLOSE may have been lost.
+                    || (census.deserted.contains(&connection.netns)
+                        && may_have_lost_events(connection, lost_ns))
             };
             if open.contains(cookie)
                 || !looked_everywhere
@@ -385,14 +389,6 @@ impl FlowTable {
         }
     }
 
-    /// Whether an event of this connection may be among those that were lost. Of one whose beginning was
-    /// not seen, what came just before its first sight may be lost, too.
-    fn may_have_lost_events(&self, connection: &Connection) -> bool {
-        let begins_unseen = connection.syn_ns.is_none() && connection.established.is_none();
-        let margin_ns = if begins_unseen { BLIND_NS } else { 0 };
-        self.lost_ns > 0 && connection.first_seen_ns <= self.lost_ns.saturating_add(margin_ns)
-    }
-
     fn conclude_if(&mut self, cookie: u64, generation: u64, out: &mut impl FnMut(FlowEvent)) {
         if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
             self.conclude(cookie, out);
@@ -404,13 +400,28 @@ impl FlowTable {
         self.concluded.insert(cookie, ());
         let rst_ns = connection.rst_out.map(|rst| rst.time_ns);
         let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
+        let ends = (connection.local, connection.remote);
+        let error = match closed_ns {
+            Some(at_ns) => self.errors.of(ends, at_ns),
+            // Where CLOSE is not seen, the error is what tells of it.
+            None => self.errors.since(ends, connection.first_seen_ns),
+        };
         let context = Context {
-            lossy: self.may_have_lost_events(&connection),
-            error: closed_ns.and_then(|at| self.errors.of(connection.local, connection.remote, at)),
+            lossy: may_have_lost_events(&connection, self.lost_ns),
+            error: error.map(|e| e.errno),
+            error_ns: error.map(|e| e.time_ns),
             errors_reported: self.settings.errors_reported,
         };
         out(FlowEvent::End(verdict::conclude(&connection, &context)));
     }
+}
+
+/// Whether an event of this connection may be among those that were lost until `lost_ns`. Of one whose
+/// beginning was not seen, what came just before its first sight may be lost, too.
+fn may_have_lost_events(connection: &Connection, lost_ns: u64) -> bool {
+    let begins_unseen = connection.syn_ns.is_none() && connection.established.is_none();
+    let margin_ns = if begins_unseen { BLIND_NS } else { 0 };
+    lost_ns > 0 && connection.first_seen_ns <= lost_ns.saturating_add(margin_ns)
 }
 
 /// Whether an event of an unknown socket is a connection's: a SYN-ACK or SYN that comes in is not

@@ -21,6 +21,8 @@ pub(super) struct Context {
     pub(super) lossy: bool,
     /// The error with which the socket closed.
     pub(super) error: Option<u16>,
+    /// When the kernel reported it.
+    pub(super) error_ns: Option<u64>,
     /// Whether the kernel reports errors at all.
     pub(super) errors_reported: bool,
 }
@@ -157,10 +159,11 @@ impl Facts {
         .map(|(_, side)| side)
     }
 
-    /// CLOSE, or the last closing segment.
-    fn end_ns(&self, c: &Connection) -> Option<u64> {
+    /// CLOSE, or else the last closing segment or the error.
+    fn end_ns(&self, c: &Connection, context: &Context) -> Option<u64> {
         let segments = [self.fin_local, self.fin_remote, self.rst_local, self.rst_remote];
-        c.closed.map(|closed| closed.time_ns).or_else(|| segments.into_iter().flatten().max())
+        let last = segments.into_iter().flatten().max();
+        c.closed.map(|closed| closed.time_ns).or_else(|| last.max(context.error_ns))
     }
 }
 
@@ -306,7 +309,7 @@ fn accepted_rst(c: &Connection, state: TcpState) -> Option<u64> {
 /// The record of a connection that is over.
 pub(super) fn conclude(c: &Connection, context: &Context) -> ConnectionEnd {
     let facts = Facts::of(c, context);
-    let end_ns = facts.end_ns(c);
+    let end_ns = facts.end_ns(c, context);
     let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|_| !context.lossy);
     ConnectionEnd {
         start_known: facts.start_known,

@@ -1,6 +1,6 @@
 //! sock_diag of this kernel, at real sockets.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -384,7 +384,7 @@ fn other_namespaces_are_entered() {
     let netns = Netns::new();
     let inode = namespace_inode(&netns);
     let own = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
-    let nobody = snapshot(&HashSet::new(), &options(ProcessFilter::All)).unwrap();
+    let nobody = snapshot(&HashMap::new(), &options(ProcessFilter::All)).unwrap();
     assert!(of_inode(&nobody, inode).is_none(), "no process is in it yet");
 
     let start =
@@ -394,7 +394,7 @@ fn other_namespaces_are_entered() {
     let c = puppet.connect(listener.local);
     let s = puppet.accept(listener);
     for filter in [ProcessFilter::All, below(&cgroup)] {
-        let all = snapshot(&HashSet::new(), &options(filter)).unwrap();
+        let all = snapshot(&HashMap::new(), &options(filter)).unwrap();
         let namespace = of_inode(&all, inode).expect("entered");
         assert_eq!(all.own.inode, own);
         // Since Linux 5.14.
@@ -417,28 +417,34 @@ fn other_namespaces_are_entered() {
     );
 
     let elsewhere = options(below(&other));
-    let without = snapshot(&HashSet::new(), &elsewhere).unwrap();
+    let without = snapshot(&HashMap::new(), &elsewhere).unwrap();
     assert!(of_inode(&without, inode).is_none(), "none of its processes is watched");
-    let known = HashSet::from([inode]);
-    let again = snapshot(&known, &elsewhere).unwrap();
+    let held = snapshot(&HashMap::new(), &options(below(&cgroup))).unwrap().handles;
+    assert_eq!(held.keys().collect::<Vec<_>>(), [&inode]);
+    let again = snapshot(&held, &elsewhere).unwrap();
     assert!(of_inode(&again, inode).is_some(), "known from before");
     let none = SnapshotOptions { max_namespaces: 0, ..options(below(&cgroup)) };
-    let none = snapshot(&known, &none).unwrap();
+    let none = snapshot(&held, &none).unwrap();
     assert_eq!((none.others.len(), none.left_out.unwrap().count, none.complete), (0, 1, false));
     let tight = SnapshotOptions { max_sockets: again.own.sockets.len(), ..options(below(&cgroup)) };
-    let tight = snapshot(&known, &tight).unwrap();
+    let tight = snapshot(&held, &tight).unwrap();
     assert!(!tight.complete, "more sockets than wanted");
 
     drop((puppet, second));
-    let after = snapshot(&known, &elsewhere).unwrap();
-    assert_eq!((after.deserted, after.others.len()), (known, 0));
+    let after = snapshot(&HashMap::new(), &elsewhere).unwrap();
+    assert_eq!((after.inhabited.contains(&inode), after.others.len()), (false, 0));
+    let after = snapshot(&held, &elsewhere).unwrap();
+    let namespace = of_inode(&after, inode).expect("entered without a process in it");
+    assert!(
+        find(namespace, c.local, c.peer.unwrap()).is_none_or(|s| s.kind == SocketKind::TimeWait)
+    );
 }
 
 /// Run by [`other_namespaces_are_counted_without_the_capability`] as a process that has less.
 #[test]
 #[ignore = "the helper of another test"]
 fn snapshot_for_another_test() {
-    let snapshot = snapshot(&HashSet::new(), &options(ProcessFilter::All)).expect("the own one");
+    let snapshot = snapshot(&HashMap::new(), &options(ProcessFilter::All)).expect("the own one");
     println!("can enter: {:?}", can_enter_namespaces().map_err(|e| e.raw_os_error()));
     println!("others: {}, complete: {}", snapshot.others.len(), snapshot.complete);
     if let Some(left_out) = snapshot.left_out {
@@ -487,9 +493,9 @@ fn what_it_costs() {
     let nowhere = ProcessFilter::Below(vec!["/nowhere".into()]);
     for (words, filter) in [("all", ProcessFilter::All), ("filtered", nowhere)] {
         let options = options(filter);
-        let namespaces = 1 + snapshot(&HashSet::new(), &options).unwrap().others.len();
+        let namespaces = 1 + snapshot(&HashMap::new(), &options).unwrap().others.len();
         let words = format!("snapshot of {namespaces} namespace(s), {words}, by process");
-        cost(&words, count, || snapshot(&HashSet::new(), &options).unwrap());
+        cost(&words, count, || snapshot(&HashMap::new(), &options).unwrap());
     }
     let unknown = HashSet::from([u32::MAX]);
     cost("owners, none found, by process", count, || {

@@ -42,8 +42,8 @@ fn ends_by(table: &mut FlowTable, script: &Script, now_ns: u64) -> Vec<Connectio
 #[test]
 fn an_answered_syn_that_is_never_completed_is_a_failed_handshake() {
     let script = attempt(7, 1_000, &[0, 1, 3]);
-    // The third SYN-ACK would be followed by another one 4 s later: four times that is patience enough.
-    let dead = 3 * SECOND + 1_020_000 + 16 * SECOND;
+    // The third SYN-ACK would be followed by another one 4 s later: twice that and 1 s is patience enough.
+    let dead = 3 * SECOND + 1_020_000 + 9 * SECOND;
     assert!(ends_by(&mut table(10), &script, dead).is_empty(), "too early");
     let ends = ends_by(&mut table(10), &script, dead + REORDER_NS);
     let [end] = ends.as_slice() else { panic!("{} ends", ends.len()) };

@@ -27,6 +27,7 @@ fn census(at_s: u64, sockets: Vec<OpenSocket>) -> Census {
         done_ns: at_s * SECOND + 1_000_000,
         namespaces: HashSet::from([NETNS]),
         complete: true,
+        deserted: HashSet::new(),
         sockets,
     }
 }
@@ -122,6 +123,44 @@ fn a_socket_is_gone_only_where_its_namespace_was_looked_at() {
         table.tick(40 * SECOND, &mut keep(ends));
         assert_eq!(ends.len(), usize::from(gone), "{netns} {namespaces:?} {complete}");
     }
+}
+
+#[test]
+fn in_a_deserted_namespace_only_what_may_have_ended_unseen_is_given_up() {
+    for (lost_ns, gone) in [(0, false), (2_000_000_000, true)] {
+        let mut table = table(10);
+        let ends = &mut Vec::new();
+        let mut script = out().established();
+        for event in &mut script.events {
+            if let Event::Tcp(_, e) = event {
+                e.netns = 5;
+            }
+        }
+        apply(&mut table, &script, ends);
+        if lost_ns > 0 {
+            table.note_loss(lost_ns);
+        }
+        for at_s in [30, 31] {
+            let deserted = HashSet::from([5]);
+            table.look(&Census { deserted, ..census(at_s, vec![]) }, &mut keep(ends));
+        }
+        table.tick(40 * SECOND, &mut keep(ends));
+        assert_eq!(ends.len(), usize::from(gone));
+    }
+}
+
+#[test]
+fn an_error_tells_when_and_why_an_older_connection_ended() {
+    let mut table = table(10);
+    let ends = &mut Vec::new();
+    table.look(&census(1, vec![socket(COOKIE, TcpState::Established)]), &mut keep(ends));
+    apply(&mut table, &out().after(5_000_000).error(110), ends);
+    for at_s in [30, 31] {
+        table.look(&census(at_s, vec![]), &mut keep(ends));
+    }
+    table.tick(40 * SECOND, &mut keep(ends));
+    assert_eq!((ends[0].reason, ends[0].by, ends.len()), (Reason::Timeout, None, 1));
+    assert_eq!((ends[0].end_ns, ends[0].end_known), (5_001_000_000, true));
 }
 
 #[test]
