@@ -26,6 +26,10 @@ const DEVICE: &str = "tun0";
 /// Longer than a delayed ACK (40 ms, net/ipv4/tcp_output.c, TCP_DELACK_MIN).
 const QUIET: Duration = Duration::from_millis(60);
 
+/// How long an answer takes. At once, it would find the socket locked by the very call that sent: the kernel drops
+/// an ICMP error then (`LINUX_MIB_LOCKDROPPEDICMPS`).
+const ANSWER_TIME: Duration = Duration::from_millis(20);
+
 /// What becomes of a packet.
 pub(crate) enum Fate {
     Pass,
@@ -308,7 +312,10 @@ impl Wire {
                 let at = state.crossings.len() - 1;
                 state.held.push((at, to, packet.to_vec()));
             }
-            Fate::Answer(answer) => self.write(from, &answer),
+            Fate::Answer(answer) => {
+                let due = Instant::now() + ANSWER_TIME;
+                state.on_the_way.push_back((due, from, answer));
+            }
             Fate::PassAndRelease => {
                 self.write(to, packet);
                 self.release(&mut state);

@@ -50,7 +50,7 @@ pub(super) const CASES: &[Case] = &[
         name: "the SYN is sent again",
         what: "the first one is lost; the connection begins with it all the same",
         make: Watched(|b| {
-            lose_first(b, Client, |s| s.has(SYN));
+            lose_the_first_syn(b);
             let open = b.open();
             b.exchange(&open);
             close_after(b, open, Client)
@@ -62,9 +62,9 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "the SYN-ACK is sent again",
-        what: "the first one is lost",
+        what: "the first ones are lost, until the client has sent its SYN again, too",
         make: Watched(|b| {
-            lose_first(b, Server, |s| s.has(SYN | ACK));
+            lose_syn_acks_until_the_syn_comes_again(b);
             let open = b.open();
             b.exchange(&open);
             close_after(b, open, Client)
@@ -175,13 +175,18 @@ fn give_up(b: &mut Bench) -> Vec<Made> {
     b.done(&open, made)
 }
 
-/// Loses the first segment that fits of those that one end sends.
-fn lose_first(b: &Bench, from: Role, fits: fn(&Segment) -> bool) {
+/// Loses the client's first SYN.
+fn lose_the_first_syn(b: &Bench) {
     let mut lost = false;
-    b.lose(from, move |segment| {
-        let lose = !lost && fits(segment);
-        lost |= lose;
-        lose
+    b.lose(Client, move |segment| segment.has(SYN) && !std::mem::replace(&mut lost, true));
+}
+
+/// Both sides repeat theirs after a second; which is first is chance.
+fn lose_syn_acks_until_the_syn_comes_again(b: &Bench) {
+    let mut syns = 0;
+    b.link.on(move |from, segment, _| {
+        syns += u32::from(from == Client && segment.has(SYN));
+        if syns < 2 && from == Server && segment.has(SYN | ACK) { Fate::Drop } else { Fate::Pass }
     });
 }
 

@@ -3,10 +3,10 @@
 use super::super::connections::Role;
 use super::super::link::Fate;
 use super::super::packet::FIN;
-use super::bench::Bench;
+use super::bench::{Bench, Open};
 use super::case::Make::Watched;
 use super::case::{Case, DOWN, Row, UP, both};
-use super::made::Made;
+use super::made::{Made, Span};
 use Role::{Client, Server};
 
 /// Sent after the first FIN.
@@ -109,10 +109,25 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "data in the FIN segment",
         what: "the client's last 2000 bytes; the FIN is in the last segment of them",
-        make: Watched(data_in_the_fin),
+        make: Watched(|b| {
+            let open = b.open_and_exchange();
+            data_in_the_fin(b, open, LATE)
+        }),
         ends: &[both(
             CLOSED_BY_CLIENT.moved(UP + LATE, DOWN),
             SERVER_AFTER_CLIENT.moved(DOWN, UP + LATE),
+        )],
+    },
+    Case {
+        name: "nothing but data in the FIN segment",
+        what: "the handshake, then one segment of the client with 50 bytes and the FIN",
+        make: Watched(|b| {
+            let open = b.open();
+            data_in_the_fin(b, open, 50)
+        }),
+        ends: &[both(
+            Row::client("fin", "local", "SF", "ShADaF").moved(50, 0),
+            Row::server("fin", "remote", "SF", "ShADaFf").moved(0, 50).half_closed(),
         )],
     },
     Case {
@@ -141,7 +156,7 @@ pub(super) fn close(b: &mut Bench, first: Role) -> Vec<Made> {
 }
 
 /// One side closes, and then the other.
-pub(super) fn close_after(b: &mut Bench, open: super::bench::Open, first: Role) -> Vec<Made> {
+pub(super) fn close_after(b: &mut Bench, open: Open, first: Role) -> Vec<Made> {
     let one = b.close(&open, first);
     let other = b.close(&open, first.other());
     let made = closed(&open, first, one, other);
@@ -149,12 +164,7 @@ pub(super) fn close_after(b: &mut Bench, open: super::bench::Open, first: Role) 
 }
 
 /// What is true when one side closed before the other: it leaves for TIME-WAIT before the second FIN.
-pub(super) fn closed(
-    open: &super::bench::Open,
-    first: Role,
-    one: super::made::Span,
-    other: super::made::Span,
-) -> Made {
+pub(super) fn closed(open: &Open, first: Role, one: Span, other: Span) -> Made {
     let (at_client, at_server) = match first {
         Client => (one, other),
         Server => (other, one),
@@ -219,16 +229,15 @@ fn kill(b: &mut Bench, first: Role) -> Vec<Made> {
     b.done(&open, made)
 }
 
-fn data_in_the_fin(b: &mut Bench) -> Vec<Made> {
-    let open = b.open_and_exchange();
+fn data_in_the_fin(b: &mut Bench, open: Open, n: u64) -> Vec<Made> {
     b.client.tell(&format!("cork {}", open.c.id));
     let one = b.during(|b| {
-        b.client.send(open.c, 2000);
+        b.client.tell(&format!("send {} {n}", open.c.id));
         b.client.close(open.c);
     });
     let fin = b.link.wait_for(open.pair(), |c| c.from == Client && c.segment.has(FIN));
     assert!(fin.segment.payload > 0, "{fin:?}");
-    b.server.drain(open.s);
+    assert_eq!(b.server.drain(open.s), n);
     let other = b.close(&open, Server);
     let made = closed(&open, Client, one, other);
     b.done(&open, made)

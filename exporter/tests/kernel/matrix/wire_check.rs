@@ -9,7 +9,8 @@ use super::super::packet::{FIN, RST, SYN};
 /// The bounds of an end's segments sent, segments received, and retransmits.
 ///
 /// Up to the first FIN or RST every segment is counted, but the handshake of an accepted socket: its listener
-/// answers the SYN. Of what follows, the ACKs in TIME-WAIT and RSTs in CLOSE are not the socket's.
+/// answers the SYN. Of what follows, the ACKs in TIME-WAIT and RSTs in CLOSE are not the socket's; and one segment
+/// that came just before may have crossed it on the wire.
 pub(super) fn bounds(
     wire: &[Crossing],
     role: Role,
@@ -28,7 +29,7 @@ pub(super) fn bounds(
     let with_peers_syn: u64 = wire.iter().filter(is_peers).map(|c| u64::from(c.delivered)).sum();
     (
         sent(&wire[..first_closing])..=with_syn,
-        received(&wire[..first_closing])..=with_peers_syn,
+        received(&wire[..first_closing]).saturating_sub(1)..=with_peers_syn,
         retransmits(wire, role),
     )
 }
