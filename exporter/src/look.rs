@@ -18,7 +18,7 @@ use crate::cgroup::{self, Paths};
 use crate::clock;
 use crate::diag::{self, Namespace, ProcessFilter, Snapshot, SnapshotOptions, Socket, SocketKind};
 use crate::enrich::is_in_initial_pid_namespace;
-use crate::flow::{Census, Direction, OpenSocket, Running};
+use crate::flow::{Census, Direction, LOOKS, OpenSocket, Running};
 
 /// Sockets that one look takes in at most; each is about 200 bytes for the time that it takes.
 const MAX_SOCKETS: usize = 2_000_000;
@@ -147,8 +147,8 @@ async fn run(
 #[derive(Debug, Default)]
 struct Memory {
     /// Cookies of watched connections that were there when the programs were attached: their ends are
-    /// told by looks alone.
-    older: HashSet<u64>,
+    /// told by looks alone. Each with the looks in a row that have missed it.
+    older: HashMap<u64, u8>,
     /// Namespaces in which one of them is open, held so that their last look finds them whatever becomes
     /// of their processes.
     held: HashMap<u64, Arc<File>>,
@@ -161,13 +161,18 @@ impl Memory {
         let open = |s: &&OpenSocket| s.watched && s.state != TcpState::TimeWait;
         let there: HashSet<u64> = census.sockets.iter().filter(open).map(|s| s.cookie).collect();
         if after_attach {
-            self.older.extend(&there);
-        } else {
-            self.older.retain(|cookie| there.contains(cookie));
+            self.older.extend(there.iter().map(|cookie| (*cookie, 0)));
         }
-        self.held.clear();
+        self.older.retain(|cookie, missed| {
+            *missed = if there.contains(cookie) { 0 } else { *missed + 1 };
+            *missed < LOOKS
+        });
+        let before = std::mem::take(&mut self.held);
+        let missed = self.older.values().any(|missed| *missed > 0);
         for namespace in &snapshot.others {
-            let matters = namespace.sockets.iter().any(|s| self.older.contains(&s.cookie));
+            let matters = namespace.sockets.iter().any(|s| self.older.contains_key(&s.cookie))
+                // One that is missing may have been there.
+                || (missed && before.contains_key(&namespace.inode));
             if matters && let Some(handle) = snapshot.handles.get(&namespace.inode) {
                 self.held.insert(namespace.inode, Arc::clone(handle));
             }

@@ -26,6 +26,7 @@ pub(super) struct Candidate {
     pub(super) exact: bool,
     /// Payload received up to and with this segment, if it is real.
     pub(super) received: u64,
+    pub(super) has_data: bool,
 }
 
 /// A FIN or RST that TCP built itself.
@@ -37,6 +38,7 @@ pub(super) struct Sent {
     pub(super) sent: u64,
     /// Payload received.
     pub(super) received: u64,
+    pub(super) has_data: bool,
     /// Whether nothing waited to be acknowledged.
     pub(super) is_idle: bool,
     pub(super) segs_out: u32,
@@ -364,6 +366,7 @@ impl Candidate {
             ack: event.ack,
             exact,
             received: event.bytes_received,
+            has_data: event.payload > 0,
         }
     }
 
@@ -376,6 +379,7 @@ impl Candidate {
             ack: event.ack,
             exact: event.seq == event.rcv_nxt,
             received: event.bytes_received + u64::from(waiting) + u64::from(event.payload),
+            has_data: event.payload > 0,
         }
     }
 
@@ -387,6 +391,7 @@ impl Candidate {
             ack: event.ack,
             exact: false,
             received: u64::from(event.payload),
+            has_data: event.payload > 0,
         }
     }
 }
@@ -409,6 +414,7 @@ impl Sent {
             state: TcpState::from_kernel(event.state),
             sent,
             received: event.bytes_received,
+            has_data: event.payload > 0,
             is_idle: event.snd_nxt == event.snd_una,
             segs_out: event.segs_out,
             data_segs_in: event.data_segs_in,

@@ -41,7 +41,7 @@ pub const UNEXPLAINED_NS: u64 = 1_000_000_000;
 
 /// Looks at the kernel's sockets that must miss a socket, one after the other: a single one may miss an
 /// open socket where others leave its hash bucket at that moment (net/ipv4/inet_diag.c).
-const LOOKS: u8 = 2;
+pub const LOOKS: u8 = 2;
 
 /// How soon another look is wanted where only a look can tell, ns.
 const LOOK_AGAIN_NS: u64 = 1_000_000_000;

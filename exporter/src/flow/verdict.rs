@@ -94,12 +94,13 @@ impl Facts {
             fin_remote,
             rst_local,
             rst_remote,
-            // An own RST is counted only where it left before the counters were read, at CLOSE.
+            // A FIN with data is counted among the segments with data. An own RST is counted only where it left before the counters were read, at CLOSE.
             segments: segments(
                 c,
-                u32::from(fin_local.is_some())
+                u32::from(c.fin_out.is_some_and(|fin| !fin.has_data))
                     + u32::from(c.rst_out.is_some_and(|r| r.state != TcpState::Close)),
-                u32::from(fin_remote.is_some()) + u32::from(rst_remote.is_some()),
+                u32::from(c.accepted_fin().is_some_and(|fin| !fin.has_data))
+                    + u32::from(rst_remote.is_some()),
             ),
         };
         Self { by: facts.first_closer(c, context), ..facts }
@@ -178,6 +179,7 @@ fn reason(
         || (state == TcpState::Unknown
             && c.direction == Direction::Outgoing
             && c.established.is_none()
+            && c.syn_ack_ns.is_none()
             && c.state == TcpState::SynSent);
     if was_opening {
         let own = c.rst_out.map(|_| Side::Local);
@@ -213,6 +215,8 @@ const fn attempt(c: &Connection, refused: bool, context: &Context) -> Reason {
     match context.error {
         _ if refused => Reason::Refused,
         _ if c.gave_up => Reason::ConnectTimeout,
+        // It may have been established unseen.
+        Some(_) if context.lossy && c.closed.is_none() => Reason::Vanished,
         Some(errors::TIMED_OUT) => Reason::ConnectTimeout,
         Some(errors::ABORTED) => Reason::Aborted,
         // A timeout may carry the ICMP error that came before it; its own event may be lost.

@@ -213,6 +213,10 @@ fn report(ctx: &SkBuffContext, kind: EventKind) {
             packet_addresses(e, &segment, kind);
         } else {
             socket_addresses(e, sk);
+            // A socket that was not bound has given its port back when its RST leaves.
+            if (*e).local_port == 0 && matches!(kind, EventKind::SegmentOut) {
+                (*e).local_port = segment.src_port;
+            }
         }
         counters(e, tp);
         submit(entry);
