@@ -111,7 +111,7 @@ fn flow(steps: &[Step]) -> u64 {
 fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
     let queue = Queue::new(ENDS as usize, OutputLedger::new("bench", EventSet::ENDS));
     let mut pipeline = Pipeline::new(
-        1 << 18,
+        FlowSettings::default(),
         Stages {
             processes: Processes::new(1 << 18),
             workloads: Workloads::new(

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use crate::cgroup;
 use crate::config::{Layered, Output};
+use crate::diag;
 use crate::enrich::is_in_initial_pid_namespace;
 use crate::probe::{LoadOptions, PROGRAMS, Probe};
 use crate::targets::resolve;
@@ -49,8 +50,14 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
         process: settings.process,
         dns: settings.dns_enabled,
     }) {
-        Ok(probe) => {
+        Ok(mut probe) => {
             say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));
+            match probe.attach_errors() {
+                Ok(()) => {
+                    say(Verdict::Good, "error reports", "can be attached (unreachable, keepalive)")
+                }
+                Err(error) => say(Verdict::Less, "error reports", &error.to_string()),
+            }
             targets(layered, Some(probe), &mut say);
         }
         Err(error) => {
@@ -58,6 +65,7 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
             targets(layered, None, &mut say);
         }
     }
+    older_connections(&mut say);
     process_names(settings.process, &mut say);
     anyhow::ensure!(bad == 0, "{bad} point(s) above are bad: `flowend run` would not work here");
     Ok(())
@@ -163,6 +171,23 @@ fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict
             }
             Err(error) => say(Verdict::Bad, "target", &error.to_string()),
         }
+    }
+}
+
+/// Connections that are older than flowend are found among the kernel's sockets.
+fn older_connections(say: &mut impl FnMut(Verdict, &str, &str)) {
+    const POINT: &str = "older connections";
+    match diag::dump(1) {
+        Ok(_) => say(Verdict::Good, POINT, "sock_diag answers"),
+        Err(error) => say(Verdict::Less, POINT, &error.to_string()),
+    }
+    if diag::can_enter_namespaces().is_err() {
+        say(
+            Verdict::Less,
+            POINT,
+            "other network namespaces cannot be entered (CAP_SYS_ADMIN): connections from before the start are \
+             known in flowend's own namespace only",
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use flowend_probe_types::LOST_SLOTS;
+use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -238,6 +238,7 @@ fn take_in(look: &mut Option<Look>, pipeline: &mut Pipeline) {
 struct Health {
     lost: [u64; LOST_SLOTS.len()],
     malformed: u64,
+    skipped: [u64; SKIPPED_SLOTS.len()],
     flows: FlowStats,
 }
 
@@ -247,6 +248,7 @@ impl Health {
         let now = Self {
             lost: source.lost(),
             malformed: source.malformed(),
+            skipped: source.skipped(),
             flows: pipeline.flows().stats(),
         };
         let lost: Vec<_> = LOST_SLOTS
@@ -269,6 +271,31 @@ impl Health {
                 "{evicted} connections forgotten because flows.max was reached; their ends are reported \
                  with flowend.start_known = false"
             );
+        }
+        let found = since(now.flows.found, self.flows.found);
+        if found > 0 {
+            info!(
+                "{found} connections found that are older than flowend, or whose beginning was lost"
+            );
+        }
+        let gone = since(now.flows.gone, self.flows.gone);
+        if gone > 0 {
+            info!("{gone} connections ended whose socket was found to be gone");
+        }
+        let unreported = since(now.flows.handshakes_unreported, self.flows.handshakes_unreported);
+        if unreported > 0 {
+            warn!(
+                "{unreported} failed handshakes past flows.handshakes_failed_per_second; they are not reported"
+            );
+        }
+        let skipped: Vec<_> = SKIPPED_SLOTS
+            .iter()
+            .zip(now.skipped.iter().zip(&self.skipped))
+            .filter(|(_, (now, before))| now > before)
+            .map(|(cause, (now, before))| format!("{cause} {}", now - before))
+            .collect();
+        if !skipped.is_empty() {
+            warn!("packets that could not be read: {}", skipped.join(", "));
         }
         let embryos = since(now.flows.embryos_evicted, self.flows.embryos_evicted);
         if embryos > 0 {
