@@ -297,6 +297,14 @@ fn each_mistake_names_its_place_and_the_remedy() {
         ),
         (set(&["events=begin"]), &["key `events`: lacks \"end\"", "[\"end\", \"begin\"]"]),
         (set(&["events=[]"]), &["key `events`: lacks \"end\""]),
+        (
+            set(&["flows.look_interval=0s"]),
+            &["key `flows.look_interval`: \"0s\" must be more than nothing"],
+        ),
+        (
+            set(&["flows.handshakes_failed_per_second=-1"]),
+            &["key `flows.handshakes_failed_per_second`: -1 is not between 0 and 1000000"],
+        ),
         (set(&["progress.interval=0s"]), &["`progress.interval`", "must be more than nothing"]),
         (
             set(&["attributes.community_id_seed=65536"]),

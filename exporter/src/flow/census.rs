@@ -70,11 +70,12 @@ pub struct Running {
 impl OpenSocket {
     /// Whether it is a connection that may be taken in at first sight.
     ///
-    /// Not one that is being opened: its SYN or its establishment may be on its way here.
-    pub(super) const fn is_settled(&self) -> bool {
+    /// Not one that is being accepted: its establishment is still to come.
+    pub(super) const fn is_connection(&self) -> bool {
         matches!(
             self.state,
-            TcpState::Established
+            TcpState::SynSent
+                | TcpState::Established
                 | TcpState::FinWait1
                 | TcpState::FinWait2
                 | TcpState::CloseWait

@@ -189,9 +189,14 @@ impl Connection {
     }
 
     /// Whether `event` opens another connection on the same socket (reconnect after a refusal, or
-    /// after connect(AF_UNSPEC)). A retransmitted SYN has the same ISN.
+    /// after connect(AF_UNSPEC)). A retransmitted SYN has the same ISN; and of a connection that was found
+    /// while it was being opened, the first SYN to be seen is its own.
     pub(super) fn is_reopened_by(&self, event: &TcpEvent) -> bool {
-        event.is_syn_sent() && (self.closed.is_some() || self.isn_local != Some(event.seq))
+        let is_its_own = match self.isn_local {
+            Some(isn) => isn == event.seq,
+            None => self.state == TcpState::SynSent,
+        };
+        event.is_syn_sent() && (self.closed.is_some() || !is_its_own)
     }
 
     /// How long the verdict still waits, for a connection that is over.

@@ -239,7 +239,7 @@ impl FlowTable {
     fn look_at(&mut self, socket: &OpenSocket, census: &Census, out: &mut impl FnMut(FlowEvent)) {
         if !self.connections.contains_key(&socket.cookie) {
             let is_new = socket.watched
-                && socket.is_settled()
+                && socket.is_connection()
                 && !self.concluded.contains_key(&socket.cookie)
                 // Nobody is forgotten for one who may have been forgotten before.
                 && self.connections.len() < self.settings.max;

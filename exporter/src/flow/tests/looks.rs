@@ -59,7 +59,7 @@ fn a_connection_older_than_the_probe_is_found_and_ends_like_any_other() {
 }
 
 #[test]
-fn what_is_being_opened_or_of_no_target_or_over_is_not_taken_in() {
+fn what_is_being_accepted_or_of_no_target_or_over_is_not_taken_in() {
     let mut table = table(10);
     let ends = &mut Vec::new();
     apply(
@@ -71,7 +71,6 @@ fn what_is_being_opened_or_of_no_target_or_over_is_not_taken_in() {
     assert_eq!(ends.len(), 1);
     let other = OpenSocket { watched: false, ..socket(3, TcpState::Established) };
     let sockets = vec![
-        socket(1, TcpState::SynSent),
         socket(2, TcpState::SynRecv),
         other,
         socket(COOKIE, TcpState::Established),
@@ -79,6 +78,20 @@ fn what_is_being_opened_or_of_no_target_or_over_is_not_taken_in() {
     ];
     table.look(&census(9, sockets), &mut keep(ends));
     assert!(table.is_empty());
+}
+
+#[test]
+fn an_attempt_older_than_the_probe_is_found_and_its_syn_makes_no_second_one() {
+    for script in [out().after(5_000_000), out().after(5_000_000).syn_out()] {
+        let mut table = table(10);
+        let ends = &mut Vec::new();
+        table.look(&census(1, vec![socket(COOKIE, TcpState::SynSent)]), &mut keep(ends));
+        let script = script.r#in(RST | ACK, TcpState::SynSent).closed(TcpState::SynSent);
+        apply(&mut table, &script, ends);
+        table.finish(&mut keep(ends));
+        let got = (ends[0].reason, ends[0].by, ends[0].direction, ends.len());
+        assert_eq!(got, (Reason::Refused, Some(Side::Remote), Direction::Outgoing, 1));
+    }
 }
 
 #[test]
