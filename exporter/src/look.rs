@@ -111,9 +111,9 @@ async fn run(
     loop {
         let owners = settings.owners && after_attach;
         let attached = folders.borrow_and_update().clone();
-        let (mount, paths, held) = (settings.mount.clone(), paths.clone(), memory.held.clone());
+        let (mount, paths, before) = (settings.mount.clone(), paths.clone(), memory.clone());
         let look =
-            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &held, owners));
+            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &before, owners));
         match look.await {
             Ok(Ok((mut look, snapshot))) => {
                 say(&snapshot, &mut said);
@@ -144,7 +144,7 @@ async fn run(
 }
 
 /// What is remembered from look to look.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Memory {
     /// Cookies of watched connections that were there when the programs were attached: their ends are
     /// told by looks alone. Each with the looks in a row that have missed it.
@@ -219,7 +219,7 @@ fn look(
     mount: &Path,
     attached: &[PathBuf],
     paths: &Paths,
-    held: &HashMap<u64, Arc<File>>,
+    memory: &Memory,
     owners: bool,
 ) -> Result<(Look, Snapshot), diag::DiagError> {
     let begun_ns = clock::boot_ns();
@@ -234,14 +234,20 @@ fn look(
     let processes = ProcessFilter::Below(below);
     let options = SnapshotOptions {
         max_sockets: MAX_SOCKETS,
+        time_waits: memory.older.keys().copied().collect(),
         max_namespaces: MAX_NAMESPACES,
         processes: processes.clone(),
     };
-    let snapshot = diag::snapshot(held, &options)?;
-    let sockets = namespaces(&snapshot)
-        .flat_map(|namespace| namespace.sockets.iter().map(move |socket| (namespace, socket)))
+    let snapshot = diag::snapshot(&memory.held, &options)?;
+    let all = || {
+        namespaces(&snapshot)
+            .flat_map(|namespace| namespace.sockets.iter().map(move |socket| (namespace, socket)))
+    };
+    let open = all().filter(|(_, s)| s.kind == SocketKind::Whole).map(|(_, s)| s.cookie).collect();
+    let sockets = all()
         .filter(|(_, socket)| socket.kind != SocketKind::Request)
         .map(|(namespace, socket)| open_socket(namespace, socket, &cgroups))
+        .filter(|socket| socket.watched || socket.state == TcpState::TimeWait)
         .collect();
     let census = Census {
         begun_ns,
@@ -254,6 +260,7 @@ fn look(
             && snapshot.unreadable_processes == 0
             && is_in_initial_pid_namespace(),
         deserted: HashSet::new(),
+        open,
         sockets,
     };
     let owners = if owners { owners_of(&snapshot, &cgroups, &processes) } else { Vec::new() };

@@ -1,5 +1,6 @@
 //! All TCP sockets of one network namespace, asked of the kernel.
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nix::sys::socket::getsockopt;
 use super::listeners::{Listener, Listeners};
 use super::message::{Message, messages, request};
 use super::procfs;
-use super::socket::Socket;
+use super::socket::{Socket, SocketKind};
 use crate::clock;
 
 /// The kernel fills at most 32 KiB at a time, fewer when memory is short (net/netlink/af_netlink.c,
@@ -118,16 +119,28 @@ impl Namespace {
 /// # Errors
 /// [`DiagError`], with the remedy.
 pub fn dump(max_sockets: usize) -> Result<Namespace, DiagError> {
+    dump_wanted(max_sockets, None)
+}
+
+/// As [`dump`]; with `time_waits`, of the minisockets in TIME-WAIT, of which there may be very many, only
+/// those with one of these cookies.
+pub(super) fn dump_wanted(
+    max_sockets: usize,
+    time_waits: Option<&HashSet<u64>>,
+) -> Result<Namespace, DiagError> {
     for _ in 1..ATTEMPTS {
-        let namespace = dump_once(max_sockets)?;
+        let namespace = dump_once(max_sockets, time_waits)?;
         if !namespace.interrupted {
             return Ok(namespace);
         }
     }
-    dump_once(max_sockets)
+    dump_once(max_sockets, time_waits)
 }
 
-fn dump_once(max_sockets: usize) -> Result<Namespace, DiagError> {
+fn dump_once(
+    max_sockets: usize,
+    time_waits: Option<&HashSet<u64>>,
+) -> Result<Namespace, DiagError> {
     let netlink = open()?;
     let mut namespace = Namespace {
         cookie: getsockopt(&netlink, NetnsCookie).ok(),
@@ -142,7 +155,7 @@ fn dump_once(max_sockets: usize) -> Result<Namespace, DiagError> {
     let request = request();
     retry(|| netlink.send_to(&request, &SocketAddr::new(0, 0), 0))
         .map_err(|error| DiagError::system("ask for sockets", error))?;
-    receive(&netlink, max_sockets, &mut namespace)?;
+    receive(&netlink, max_sockets, time_waits, &mut namespace)?;
     Ok(namespace)
 }
 
@@ -170,8 +183,16 @@ fn open() -> Result<Netlink, DiagError> {
 }
 
 /// Reads the answer to its end, or until there is no more room.
-fn receive(netlink: &Netlink, room: usize, namespace: &mut Namespace) -> Result<(), DiagError> {
-    let mut room = room;
+fn receive(
+    netlink: &Netlink,
+    mut room: usize,
+    time_waits: Option<&HashSet<u64>>,
+    namespace: &mut Namespace,
+) -> Result<(), DiagError> {
+    let is_wanted = |socket: &Socket| {
+        socket.kind != SocketKind::TimeWait
+            || time_waits.is_none_or(|wanted| wanted.contains(&socket.cookie))
+    };
     let mut datagram = Vec::with_capacity(RECEIVE_BYTES);
     loop {
         datagram.clear();
@@ -189,6 +210,7 @@ fn receive(netlink: &Netlink, room: usize, namespace: &mut Namespace) -> Result<
                 message.map_err(|error| DiagError::Malformed(error.to_string()))?;
             namespace.interrupted |= interrupted;
             match message {
+                Message::Socket { socket, .. } if !is_wanted(&socket) => {}
                 Message::Socket { .. } if room == 0 => {
                     namespace.truncated = true;
                     return Ok(());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::dump::{DiagError, Namespace, dump};
+use super::dump::{DiagError, Namespace, dump_wanted};
 use super::procfs::{self, ProcessFilter};
 
 /// What a snapshot may cost, and what it is about.
@@ -17,6 +17,8 @@ use super::procfs::{self, ProcessFilter};
 pub struct SnapshotOptions {
     /// Sockets of all namespaces together, each about 200 bytes.
     pub max_sockets: usize,
+    /// Connections whose minisockets in TIME-WAIT are wanted, by cookie; others are left out.
+    pub time_waits: HashSet<u64>,
     /// Namespaces beside the own one. For each the kernel walks the connections of all of them.
     pub max_namespaces: usize,
     /// Namespaces in which there is no such process are left out, unless they are known from before.
@@ -103,7 +105,7 @@ pub fn snapshot(
     options: &SnapshotOptions,
 ) -> Result<Snapshot, DiagError> {
     in_a_thread(|| {
-        let own = dump(options.max_sockets)?;
+        let own = dump_wanted(options.max_sockets, Some(&options.time_waits))?;
         let mut tour = Tour::from(own, options);
         for pid in procfs::all_processes().map_err(|e| DiagError::system("list /proc", e))? {
             tour.visit(pid);
@@ -208,7 +210,7 @@ impl<'a> Tour<'a> {
             };
             return self.leave_out(inode, reason);
         }
-        match dump(self.room) {
+        match dump_wanted(self.room, Some(&self.options.time_waits)) {
             Ok(namespace) => {
                 self.settled.insert(inode);
                 self.room = self.room.saturating_sub(namespace.len());

@@ -21,7 +21,9 @@ pub struct Census {
     /// Cookies of network namespaces in which there was a process, and is none any more. A socket that a
     /// process made there and took elsewhere may still be open.
     pub deserted: HashSet<u64>,
-    /// The TCP sockets.
+    /// Cookies of all TCP sockets with a peer that are open.
+    pub open: HashSet<u64>,
+    /// Those of watched cgroups; and of connections older than the probe what is in TIME-WAIT.
     pub sockets: Vec<OpenSocket>,
 }
 

@@ -17,7 +17,7 @@ mod verdict;
 mod zeek;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::BinaryHeap;
 
 use flowend_probe_types::{Event, EventKind, SYN, TcpEvent, TcpState};
 use hashlink::{LinkedHashMap, LruCache};
@@ -221,7 +221,6 @@ impl FlowTable {
         while let Some(event) = self.reorder.pop(census.done_ns + REORDER_NS) {
             self.step(&event, out);
         }
-        let mut open = HashSet::with_capacity(census.sockets.len());
         for socket in &census.sockets {
             if socket.state == TcpState::TimeWait {
                 if let Some(connection) = self.connections.get_mut(&socket.cookie) {
@@ -229,10 +228,9 @@ impl FlowTable {
                 }
                 continue;
             }
-            open.insert(socket.cookie);
             self.look_at(socket, census, out);
         }
-        self.miss(&open, census);
+        self.miss(census);
     }
 
     /// A socket that is there.
@@ -262,7 +260,7 @@ impl FlowTable {
     }
 
     /// The connections whose sockets are not there.
-    fn miss(&mut self, open: &HashSet<u64>, census: &Census) {
+    fn miss(&mut self, census: &Census) {
         let mut again = false;
         let lost_ns = self.lost_ns;
         for (cookie, connection) in &mut self.connections {
@@ -274,7 +272,7 @@ impl FlowTable {
                     || (census.deserted.contains(&connection.netns)
                         && may_have_lost_events(connection, lost_ns))
             };
-            if open.contains(cookie)
+            if census.open.contains(cookie)
                 || !looked_everywhere
                 || connection.last_ns() >= census.begun_ns
                 || connection.settling().is_some()

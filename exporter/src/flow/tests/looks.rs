@@ -22,7 +22,9 @@ fn socket(cookie: u64, state: TcpState) -> OpenSocket {
 }
 
 fn census(at_s: u64, sockets: Vec<OpenSocket>) -> Census {
+    let is_open = |s: &&OpenSocket| s.state != TcpState::TimeWait;
     Census {
+        open: sockets.iter().filter(is_open).map(|s| s.cookie).collect(),
         begun_ns: at_s * SECOND,
         done_ns: at_s * SECOND + 1_000_000,
         namespaces: HashSet::from([NETNS]),
