@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flowend_probe_types::TcpState;
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,14 +20,20 @@ use crate::diag::{self, Namespace, ProcessFilter, Snapshot, SnapshotOptions, Soc
 use crate::enrich::is_in_initial_pid_namespace;
 use crate::flow::{Census, Direction, LOOKS, OpenSocket, Running};
 
-/// Sockets that one look takes in at most; each is about 200 bytes for the time that it takes.
+/// Sockets that one look takes in at most; each is about 500 bytes for the time that it takes, less those
+/// in TIME-WAIT.
 const MAX_SOCKETS: usize = 2_000_000;
 
 /// Network namespaces beside the own one that are looked at, at most.
 const MAX_NAMESPACES: usize = 4096;
 
-/// Looks never follow each other faster than this.
+/// Looks never follow each other faster than this, nor faster than [`LEISURE`] times what the last one
+/// took: whoever can make flowend want a look must not be able to keep it busy.
 const PAUSE: Duration = Duration::from_millis(500);
+const LEISURE: u32 = 20;
+
+/// After a look that failed, another one is tried.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A look, and which process holds which socket that it found.
 #[derive(Debug)]
@@ -85,6 +91,11 @@ impl Looker {
         }
     }
 
+    /// Whether the task has ended by itself: a bug.
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// The next look. Cancel safe. Waits for ever once the task is gone.
     pub async fn next(&mut self) -> Look {
         match self.looks.recv().await {
@@ -114,7 +125,10 @@ async fn run(
         let (mount, paths, before) = (settings.mount.clone(), paths.clone(), memory.clone());
         let look =
             tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &before, owners));
-        match look.await {
+        let begun = Instant::now();
+        let look = look.await;
+        let pause = PAUSE.max(begun.elapsed() * LEISURE);
+        match look {
             Ok(Ok((mut look, snapshot))) => {
                 say(&snapshot, &mut said);
                 memory.take_in(&mut look.census, &snapshot, after_attach);
@@ -127,11 +141,15 @@ async fn run(
                 if said.insert(words.clone()) {
                     warn!("{words}");
                 }
+                // What it was for is still to be done.
+                tokio::time::sleep(RETRY).await;
+                continue;
             }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // Aborted, with the program.
             Err(_) => return,
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
         after_attach = tokio::select! {
             () = wanted.notified() => false,
             () = tokio::time::sleep(settings.interval) => false,
@@ -281,6 +299,7 @@ fn open_socket(namespace: &Namespace, socket: &Socket, cgroups: &HashSet<u64>) -
         } else {
             diag::direction(socket, &namespace.listeners)
         },
+        direction_is_exact: diag::exact_direction(socket).is_some(),
         watched: socket.cgroup_id.is_some_and(|id| cgroups.contains(&id)),
         running: running(socket),
     }

@@ -105,6 +105,11 @@ impl Pipeline {
         self.flows.look(census, &mut |flow| stages.take(flow, boot_to_unix_ns));
     }
 
+    /// Says until when it is known whether the ring lost events.
+    pub const fn note_checked(&mut self, at_ns: u64) {
+        self.flows.note_checked(at_ns);
+    }
+
     /// Says that the ring lost events, at the latest at `at_ns`.
     pub fn note_loss(&mut self, at_ns: u64) {
         self.flows.note_loss(at_ns);

@@ -24,7 +24,7 @@ use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::{EventSet, Record};
 use crate::sample::Sampler;
-use crate::source::RingSource;
+use crate::source::{Drained, RingSource};
 
 /// Paths of cgroups remembered at most: about 100 bytes each.
 const MAX_PATHS: usize = 65_536;
@@ -101,6 +101,7 @@ impl Sidecar {
                 begins: settings.events.begin,
                 progress_ns: settings.events.progress.then(|| nanos(settings.progress_interval)),
                 handshakes_failed_per_second: settings.handshakes_failed_per_second,
+                handshake_ns: nanos(settings.handshake_timeout),
                 errors_reported,
             },
             Stages {
@@ -171,12 +172,17 @@ impl Sidecar {
             }
             if !more {
                 take_in(&mut look, &mut self.pipeline);
-                if self.pipeline.flows().wants_look(clock::boot_ns()) {
+                if look.is_none() && self.pipeline.flows().wants_look(clock::boot_ns()) {
                     looker.want();
                 }
             }
             if let Some(error) = failed_output(&mut self.outputs).await {
                 break Some(error);
+            }
+            if looker.is_finished() {
+                break Some(anyhow::anyhow!(
+                    "the task that looks at the kernel's sockets ended by itself"
+                ));
             }
             if watch.is_finished() {
                 break Some(anyhow::anyhow!("the task that watches the cgroups ended by itself"));
@@ -213,13 +219,15 @@ fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
     // Before the ring is read: what happened by then is in it, or was lost.
     let now = clock::boot_ns();
     if source.lost_since_last() {
-        pipeline.note_loss(now);
+        // After the counters: it was lost before they were read.
+        pipeline.note_loss(clock::boot_ns());
     }
-    let more = source.drain(|item| pipeline.item(item, offset));
-    if !more {
+    pipeline.note_checked(now);
+    let drained = source.drain(|item| pipeline.item(item, offset));
+    if drained == Drained::Empty {
         pipeline.tick(now, offset);
     }
-    more
+    drained == Drained::More
 }
 
 /// Takes in a look at the kernel's sockets, once everything that happened by then has been read: the ring

@@ -1,9 +1,11 @@
 //! The source of events: the ring buffer, read on a timer or when the kernel says that it fills up.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use flowend_probe_types::{LOST_SLOTS, RingItem, SKIPPED_SLOTS};
+use flowend_probe_types::{EventKind, LOST_SLOTS, RingItem, SKIPPED_SLOTS};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -11,6 +13,24 @@ use crate::probe::{Lost, Pollable, Skipped, register};
 
 /// Events taken from the ring in one go, so that a flood cannot keep others from their turn.
 const MAX_DRAIN: usize = 65_536;
+
+/// How far the ring was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// To its end.
+    Empty,
+    /// As far as one turn goes.
+    More,
+    /// Up to an event that a program is still writing.
+    HeldBack,
+}
+
+/// Whether the kernel sees anything in the ring, finished or not (kernel/bpf/ringbuf.c,
+/// ringbuf_map_poll_kern).
+fn has_data(ring: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(ring, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
 
 /// Reads events of the kernel.
 pub struct RingSource {
@@ -50,17 +70,21 @@ impl RingSource {
         }
     }
 
-    /// Hands out what is in the ring. Says whether it may hold more.
-    pub fn drain(&mut self, mut take: impl FnMut(&RingItem<'_>)) -> bool {
+    /// Hands out what is in the ring.
+    pub fn drain(&mut self, mut take: impl FnMut(&RingItem<'_>)) -> Drained {
         let ring = &mut self.ring.get_mut().0;
         for _ in 0..MAX_DRAIN {
-            let Some(item) = ring.next() else { return false };
+            let Some(item) = ring.next() else {
+                // What is being written holds back what lies behind it; only the kernel can tell.
+                let is_empty = !has_data(ring.as_fd());
+                return if is_empty { Drained::Empty } else { Drained::HeldBack };
+            };
             match RingItem::decode(&item) {
                 Ok(item) => take(&item),
                 Err(_) => self.malformed += 1,
             }
         }
-        true
+        Drained::More
     }
 
     /// Events that found the ring full, by [`LOST_SLOTS`].
@@ -68,9 +92,18 @@ impl RingSource {
         self.lost.read()
     }
 
-    /// Whether events found the ring full since this was asked last.
+    /// Whether events of connections found the ring full since this was asked last. Those that only name
+    /// things do not count: processes and DNS messages.
     pub fn lost_since_last(&mut self) -> bool {
-        let lost = self.lost().iter().sum();
+        let of_connections = [
+            EventKind::SegmentIn,
+            EventKind::ActiveEstablished,
+            EventKind::Closed,
+            EventKind::GaveUp,
+            EventKind::Error,
+        ];
+        let lost = self.lost();
+        let lost = of_connections.iter().map(|kind| lost[kind.lost_slot() as usize]).sum();
         std::mem::replace(&mut self.lost_before, lost) != lost
     }
 

@@ -83,6 +83,7 @@ pub(super) struct RawRing {
 pub(super) struct RawFlows {
     pub(super) max: i64,
     pub(super) look_interval: String,
+    pub(super) handshake_timeout: String,
     pub(super) handshakes_failed_per_second: i64,
 }
 

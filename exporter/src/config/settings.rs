@@ -43,6 +43,8 @@ pub struct Settings {
     pub max_flows: usize,
     /// How often the kernel's sockets are looked at.
     pub look_interval: Duration,
+    /// After this a handshake that was not completed has failed.
+    pub handshake_timeout: Duration,
     /// Failed handshakes reported in one second.
     pub handshakes_failed_per_second: u32,
     /// Whether connect() and bind() tell the process.
@@ -210,6 +212,11 @@ impl Settings {
             drain_interval: positive("ring.drain_interval", &raw.ring.drain_interval, origin)?,
             max_flows: count("flows.max", raw.flows.max, 1, 1 << 30, origin)?,
             look_interval: positive("flows.look_interval", &raw.flows.look_interval, origin)?,
+            handshake_timeout: positive(
+                "flows.handshake_timeout",
+                &raw.flows.handshake_timeout,
+                origin,
+            )?,
             handshakes_failed_per_second: count(
                 "flows.handshakes_failed_per_second",
                 raw.flows.handshakes_failed_per_second,

@@ -8,15 +8,19 @@ use crate::flow::Direction;
 /// Who opened the connection: by the kernel's counters where they tell, which is exact, else by
 /// whether its own side is listened on in the same network namespace.
 pub fn direction(socket: &Socket, listeners: &Listeners) -> Direction {
-    match (socket.kind, socket.state) {
-        (_, TcpState::SynSent) => return Direction::Outgoing,
-        (SocketKind::Request, _) | (_, TcpState::SynRecv) => return Direction::Incoming,
-        _ => {}
-    }
-    match from_counters(socket) {
+    match exact_direction(socket) {
         Some(direction) => direction,
         None if listeners.find(&socket.local).is_some() => Direction::Incoming,
         None => Direction::Unknown,
+    }
+}
+
+/// Who opened the connection, where its state or its counters tell: they cannot err.
+pub fn exact_direction(socket: &Socket) -> Option<Direction> {
+    match (socket.kind, socket.state) {
+        (_, TcpState::SynSent) => Some(Direction::Outgoing),
+        (SocketKind::Request, _) | (_, TcpState::SynRecv) => Some(Direction::Incoming),
+        _ => from_counters(socket),
     }
 }
 

@@ -12,7 +12,7 @@ mod procfs;
 mod snapshot;
 mod socket;
 
-pub use direction::direction;
+pub use direction::{direction, exact_direction};
 pub use dump::{DiagError, Namespace, dump};
 pub use listeners::{Listener, Listeners};
 pub use procfs::{Owners, ProcessFilter, owners};

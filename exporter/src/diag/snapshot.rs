@@ -43,8 +43,9 @@ pub struct Snapshot {
     pub left_out: Option<LeftOut>,
     /// Processes whose namespace cannot be read: those of other users, without CAP_SYS_PTRACE.
     pub unreadable_processes: usize,
-    /// Every namespace that was found was dumped whole. What is not found: those of processes in
-    /// another pid namespace or hidden by /proc, or unreadable, and those in which there is no process.
+    /// Every namespace that was found was dumped whole, and none left out for the filter's sake: a process
+    /// may have made sockets in one and gone elsewhere. What is not found: those of processes in another
+    /// pid namespace or hidden by /proc, or unreadable, and those in which there is no process.
     pub complete: bool,
 }
 
@@ -113,7 +114,7 @@ pub fn snapshot(
         for (inode, handle) in held {
             tour.dump(*inode, handle);
         }
-        Ok(tour.snapshot)
+        Ok(tour.finish())
     })
     .map_err(|e| DiagError::system("start a thread", e))?
 }
@@ -169,6 +170,11 @@ impl<'a> Tour<'a> {
             },
             options,
         }
+    }
+
+    fn finish(mut self) -> Snapshot {
+        self.snapshot.complete &= self.snapshot.inhabited.is_subset(&self.settled);
+        self.snapshot
     }
 
     fn visit(&mut self, pid: u32) {

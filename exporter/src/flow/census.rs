@@ -44,6 +44,8 @@ pub struct OpenSocket {
     pub remote: Endpoint,
     /// Who opened it, where counters or a listener tell.
     pub direction: Direction,
+    /// Told by the counters, which cannot err.
+    pub direction_is_exact: bool,
     /// Whether it belongs to a watched cgroup.
     pub watched: bool,
     /// The socket's counters at that moment.

@@ -5,9 +5,9 @@ use smallvec::SmallVec;
 
 use super::census::{OpenSocket, Running};
 use super::embryo::Embryo;
-use super::end::{Direction, Endpoint};
+use super::end::{Direction, Endpoint, Reason};
 use super::verdict::{Context, Facts};
-use super::{SETTLE_NS, UNEXPLAINED_NS};
+use super::{HALF_CLOSED_NS, SETTLE_NS, UNEXPLAINED_NS};
 
 /// Closing segments of the peer that are remembered until CLOSE tells which was real.
 ///
@@ -24,6 +24,8 @@ pub(super) struct Candidate {
     pub(super) ack: u32,
     /// Whether it was just what the socket expected when the hook ran.
     pub(super) exact: bool,
+    /// RST: whether the socket had taken the peer's FIN, so that the number before the next counts, too.
+    pub(super) after_fin: bool,
     /// Payload received up to and with this segment, if it is real.
     pub(super) received: u64,
     pub(super) has_data: bool,
@@ -71,6 +73,10 @@ pub(super) struct Looked {
     pub(super) missed: u8,
     /// The first of them.
     pub(super) missed_ns: u64,
+    /// The latest look in which it was there, or 0.
+    pub(super) alive_ns: u64,
+    /// Its direction was told by a listener, and not by its counters.
+    pub(super) direction_is_likely: bool,
     /// Its socket is gone.
     pub(super) gone: bool,
     /// It was found in TIME-WAIT: its own FIN was acknowledged.
@@ -161,7 +167,7 @@ impl Connection {
             remote_port: socket.remote.port,
             ..TcpEvent::default()
         };
-        Self { direction: socket.direction, ..Self::new(&event, generation) }
+        Self::new(&event, generation)
     }
 
     /// An accepted connection: what the listener saw of its handshake comes first.
@@ -175,10 +181,12 @@ impl Connection {
     }
 
     /// What a look at the kernel's sockets adds while the socket is there.
-    pub(super) fn look(&mut self, socket: &OpenSocket) {
-        (self.looked.missed, self.looked.missed_ns) = (0, 0);
-        if self.direction == Direction::Unknown {
+    pub(super) fn look(&mut self, socket: &OpenSocket, begun_ns: u64) {
+        (self.looked.missed, self.looked.missed_ns, self.looked.alive_ns) = (0, 0, begun_ns);
+        let knows_better = self.looked.direction_is_likely && socket.direction_is_exact;
+        if self.direction == Direction::Unknown || knows_better {
             self.direction = socket.direction;
+            self.looked.direction_is_likely = !socket.direction_is_exact;
         }
         if let (0, Some(id)) = (self.cgroup_id, socket.cgroup_id) {
             self.cgroup_id = id;
@@ -194,16 +202,23 @@ impl Connection {
     pub(super) fn is_reopened_by(&self, event: &TcpEvent) -> bool {
         let is_its_own = match self.isn_local {
             Some(isn) => isn == event.seq,
-            None => self.state == TcpState::SynSent,
+            None => self.state == TcpState::SynSent && self.rsts_in.is_empty() && !self.gave_up,
         };
-        event.is_syn_sent() && (self.closed.is_some() || !is_its_own)
+        event.is_syn_sent()
+            && event.time_ns >= self.first_seen_ns
+            && (self.closed.is_some() || !is_its_own)
     }
 
     /// How long the verdict still waits, for a connection that is over.
     pub(super) fn settling(&self) -> Option<u64> {
         if self.closed.is_some() {
-            let explained = Facts::of(self, &Context::default()).is_explained();
-            return Some(if explained { SETTLE_NS } else { UNEXPLAINED_NS });
+            let facts = Facts::of(self, &Context::default());
+            return Some(match facts.reason {
+                Reason::Vanished => UNEXPLAINED_NS,
+                // After a shutdown() the application may reset all the same.
+                Reason::Fin if facts.rests_on_absence() => HALF_CLOSED_NS,
+                _ => SETTLE_NS,
+            });
         }
         if self.looked.gone {
             return Some(SETTLE_NS);
@@ -323,11 +338,13 @@ impl Connection {
             retransmits: event.total_retrans,
         });
         // snd_nxt and rcv_nxt are ISN + 1 here, unless the opener's data went with the SYN (Fast Open):
-        // then the segments told the ISNs already.
+        // then the segments told the ISNs already, or, with them lost, nothing does.
+        let no_data_yet = self.direction == Direction::Incoming || event.bytes_acked <= 1;
         if self.direction == Direction::Incoming {
             self.isn_local = Some(event.snd_nxt.wrapping_sub(1));
+        } else if no_data_yet {
+            self.isn_local.get_or_insert(event.snd_nxt.wrapping_sub(1));
         }
-        self.isn_local.get_or_insert(event.snd_nxt.wrapping_sub(1));
         self.isn_remote.get_or_insert(event.rcv_nxt.wrapping_sub(1));
         self.last = *event;
     }
@@ -342,7 +359,12 @@ impl Connection {
 
     /// The latest moment of which anything is known.
     pub(super) fn last_ns(&self) -> u64 {
-        self.last.time_ns.max(self.first_seen_ns)
+        self.last.time_ns.max(self.first_seen_ns).max(self.looked.alive_ns)
+    }
+
+    /// Whether its handshake was seen, and so everything since.
+    pub(super) const fn begins_seen(&self) -> bool {
+        self.syn_ns.is_some() || self.established.is_some()
     }
 
     /// Its SYN, or its first sight.
@@ -360,30 +382,37 @@ impl Candidate {
     fn rst(event: &TcpEvent) -> Self {
         // RFC 9293, 3.10.7: in SYN-SENT the ACK must be that of the SYN, later the sequence
         // number must be the next expected one (or the one before it, after the peer's FIN).
-        let exact = if event.state == TcpState::SynSent as u8 {
+        let state = TcpState::from_kernel(event.state);
+        let after_fin =
+            matches!(state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing);
+        let exact = if state == TcpState::SynSent {
             event.ack == event.snd_nxt
         } else {
-            event.seq == event.rcv_nxt || event.seq == event.rcv_nxt.wrapping_sub(1)
+            event.seq == event.rcv_nxt || (after_fin && event.seq == event.rcv_nxt.wrapping_sub(1))
         };
         Self {
             time_ns: event.time_ns,
             seq: event.seq,
             ack: event.ack,
             exact,
+            after_fin,
             received: event.bytes_received,
             has_data: event.payload > 0,
         }
     }
 
     fn fin(event: &TcpEvent) -> Self {
-        // Earlier segments may sit in the backlog: they are between what is counted and this one.
-        let waiting = event.seq.wrapping_sub(event.rcv_nxt);
+        let end = event.seq.wrapping_add(event.payload);
+        // Earlier segments may sit in the backlog: they are between what is counted and this one. One
+        // that comes again ends before what is counted, its FIN included.
+        let ahead = i64::from(end.wrapping_sub(event.rcv_nxt).cast_signed());
         Self {
             time_ns: event.time_ns,
-            seq: event.seq.wrapping_add(event.payload).wrapping_add(1),
+            seq: end.wrapping_add(1),
             ack: event.ack,
             exact: event.seq == event.rcv_nxt,
-            received: event.bytes_received + u64::from(waiting) + u64::from(event.payload),
+            after_fin: false,
+            received: event.bytes_received.saturating_add_signed(ahead),
             has_data: event.payload > 0,
         }
     }
@@ -395,6 +424,7 @@ impl Candidate {
             seq: event.seq.wrapping_add(event.payload).wrapping_add(1),
             ack: event.ack,
             exact: false,
+            after_fin: false,
             received: u64::from(event.payload),
             has_data: event.payload > 0,
         }

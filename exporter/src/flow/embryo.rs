@@ -11,16 +11,18 @@ use flowend_probe_types::{ACK, EventKind, FIN, RST, SYN, TcpEvent};
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
-use super::FlowStats;
 use super::connection::Candidate;
 use super::end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
+use super::{FlowSettings, FlowStats};
 
-/// How long a SYN is remembered for the accepted socket, ns: longer than the kernel answers it
-/// (tcp_synack_retries = 5: 63 s).
-pub const EMBRYO_NS: u64 = 130_000_000_000;
+/// How long a handshake may take, ns: longer than the kernel answers a SYN (tcp_synack_retries = 5: 63 s).
+///
+/// Silence alone is no proof before that. With TCP_DEFER_ACCEPT a listener waits for data, and with SYN
+/// cookies for the ACK, and neither sends the SYN-ACK again.
+pub const HANDSHAKE_NS: u64 = 130_000_000_000;
 
-/// The kernel's first pause after a SYN-ACK, ns (TCP_TIMEOUT_INIT); each further one is twice as long.
-const FIRST_PAUSE_NS: u64 = 1_000_000_000;
+/// After a client's RST in place of the ACK nothing follows within this time, ns, unless TCP refused it.
+const RESET_NS: u64 = 2_000_000_000;
 
 /// Embryonic connections remembered for one ISN. Clients choose it at random: more than two is an attack.
 pub(super) const SAME_ISN: usize = 4;
@@ -48,10 +50,6 @@ pub(super) struct SynAck {
     pub(super) time_ns: u64,
     /// ISN of the own side.
     pub(super) isn: u32,
-    /// Times that it was sent.
-    pub(super) count: u32,
-    /// The last one.
-    last_ns: u64,
 }
 
 /// All embryonic connections, by the client's ISN.
@@ -59,7 +57,8 @@ pub(super) struct SynAck {
 pub(super) struct Embryos {
     by_isn: LinkedHashMap<u32, SmallVec<[Embryo; 1]>>,
     limit: usize,
-    /// When an embryo whose SYN-ACK left may be dead: due time and ISN. Entries may be stale.
+    handshake_ns: u64,
+    /// Reset by the client: due time and ISN. Entries may be stale.
     due: BinaryHeap<Reverse<(u64, u32)>>,
     budget: Budget,
 }
@@ -85,13 +84,15 @@ impl Budget {
 }
 
 impl Embryos {
-    /// At most `limit` different ISNs.
-    pub(super) fn new(limit: usize, failed_per_second: u32) -> Self {
+    /// At most `settings.max` different ISNs.
+    pub(super) fn new(settings: &FlowSettings) -> Self {
+        let per_second = settings.handshakes_failed_per_second;
         Self {
             by_isn: LinkedHashMap::new(),
-            limit,
+            limit: settings.max,
+            handshake_ns: settings.handshake_ns,
             due: BinaryHeap::new(),
-            budget: Budget { per_second: failed_per_second, second: 0, spent: 0 },
+            budget: Budget { per_second, second: 0, spent: 0 },
         }
     }
 
@@ -154,21 +155,9 @@ impl Embryos {
         };
         let (time_ns, isn_local) = (event.time_ns, event.seq);
         embryo.last_ns = embryo.last_ns.max(time_ns);
-        let syn_ack = embryo.syn_ack.get_or_insert(SynAck {
-            time_ns,
-            isn: isn_local,
-            count: 0,
-            last_ns: time_ns,
-        });
-        // An event that comes twice is one segment.
-        if syn_ack.count == 0 || time_ns > syn_ack.last_ns {
-            syn_ack.count += 1;
-            syn_ack.last_ns = time_ns;
-            // Bounded: a flood that fills it is counted when its embryos expire.
-            if self.due.len() < self.limit.saturating_mul(2) {
-                self.due.push(Reverse((embryo.dead_at(), isn)));
-            }
-        }
+        embryo.syn_ack.get_or_insert(SynAck { time_ns, isn: isn_local });
+        // It lives: TCP has refused the RST.
+        embryo.rst_ns = None;
     }
 
     /// A FIN or RST in place of the ACK, or with it: its sequence number is the one after the SYN.
@@ -182,6 +171,11 @@ impl Embryos {
         embryo.last_ns = embryo.last_ns.max(event.time_ns);
         if event.flags & RST != 0 {
             embryo.rst_ns.get_or_insert(event.time_ns);
+            let due_ns = event.time_ns.saturating_add(RESET_NS);
+            // Bounded: one that finds no place is reported with those that nobody answers.
+            if self.due.len() < self.limit {
+                self.due.push(Reverse((due_ns, event.seq.wrapping_sub(1))));
+            }
         } else {
             embryo.fin.get_or_insert_with(|| Candidate::first_fin(event));
         }
@@ -217,46 +211,53 @@ impl Embryos {
                 break;
             }
             self.due.pop();
-            let Some(same_isn) = self.by_isn.get_mut(&isn) else { continue };
-            while let Some(at) =
-                same_isn.iter().position(|e| e.syn_ack.is_some() && e.dead_at() <= now_ns)
-            {
-                let embryo = same_isn.remove(at);
-                if embryo.syn_ns <= lost_ns {
-                    stats.embryos_unfinished += 1;
-                } else if self.budget.take(now_ns) {
-                    out(embryo.failed(isn));
-                } else {
-                    stats.handshakes_unreported += 1;
-                }
-            }
-            if same_isn.is_empty() {
-                self.by_isn.remove(&isn);
-            }
+            let Some(same_isn) = self.by_isn.remove(&isn) else { continue };
+            let is_reset =
+                |e: &Embryo| e.rst_ns.is_some_and(|at_ns| at_ns.saturating_add(RESET_NS) <= now_ns);
+            self.fail(isn, same_isn, is_reset, now_ns, lost_ns, stats, out);
         }
-        while let Some((_, embryos)) = self.by_isn.front() {
-            if embryos.first().is_some_and(|e| e.syn_ns.saturating_add(EMBRYO_NS) > now_ns) {
+        while let Some((&isn, embryos)) = self.by_isn.front() {
+            let handshake_ns = self.handshake_ns;
+            let is_dead = |e: &Embryo| e.syn_ns.saturating_add(handshake_ns) <= now_ns;
+            if !embryos.iter().any(is_dead) {
                 break;
             }
-            let count = embryos.len() as u64;
-            self.by_isn.pop_front();
-            stats.embryos_unfinished += count;
+            let Some(same_isn) = self.by_isn.remove(&isn) else { break };
+            self.fail(isn, same_isn, is_dead, now_ns, lost_ns, stats, out);
+        }
+    }
+
+    /// Reports those of one ISN that have failed, and keeps the others.
+    #[allow(clippy::too_many_arguments)] // the state of one expiry
+    fn fail(
+        &mut self,
+        isn: u32,
+        same_isn: SmallVec<[Embryo; 1]>,
+        has_failed: impl Fn(&Embryo) -> bool,
+        now_ns: u64,
+        lost_ns: u64,
+        stats: &mut FlowStats,
+        out: &mut impl FnMut(ConnectionEnd),
+    ) {
+        let mut left = SmallVec::new();
+        for embryo in same_isn {
+            if !has_failed(&embryo) {
+                left.push(embryo);
+            } else if embryo.syn_ack.is_none() || embryo.syn_ns <= lost_ns {
+                stats.embryos_unfinished += 1;
+            } else if self.budget.take(now_ns) {
+                out(embryo.failed(isn));
+            } else {
+                stats.handshakes_unreported += 1;
+            }
+        }
+        if !left.is_empty() {
+            self.by_isn.insert(isn, left);
         }
     }
 }
 
 impl Embryo {
-    /// When it must be dead if its SYN-ACK is not sent once more.
-    fn dead_at(&self) -> u64 {
-        let Some(syn_ack) = self.syn_ack else { return u64::MAX };
-        // It is sent again 1, 3, 7, ... s after the first time, so at the latest this long after the last;
-        // a SYN that comes again is answered in between. Twice that, and more, since the first pause may
-        // have been set to 3 s (BPF_SOCK_OPS_TIMEOUT_INIT; RFC 1122).
-        let pause = (syn_ack.last_ns - syn_ack.time_ns).saturating_add(FIRST_PAUSE_NS);
-        let dead = syn_ack.last_ns.saturating_add(2 * pause + FIRST_PAUSE_NS);
-        dead.min(self.syn_ns.saturating_add(EMBRYO_NS))
-    }
-
     /// The record of a handshake that was never completed. `isn`: the client's.
     fn failed(&self, isn: u32) -> ConnectionEnd {
         let reset = self.rst_ns.map(|_| Side::Remote);

@@ -10,6 +10,22 @@ pub(super) const TIMED_OUT: u16 = 110;
 /// ECONNABORTED: somebody destroyed the socket (SOCK_DESTROY).
 pub(super) const ABORTED: u16 = 103;
 
+/// Errors with which TCP gives a socket up: those above, and what ICMP errors become
+/// (net/ipv4/icmp.c, icmp_err_convert; net/ipv6/icmp.c, icmpv6_err_convert). Others are for the
+/// application to read on a connection that lives on.
+const ENDING: [u16; 12] = [
+    TIMED_OUT, ABORTED, 13,  // EACCES
+    64,  // ENONET
+    71,  // EPROTO
+    90,  // EMSGSIZE
+    92,  // ENOPROTOOPT
+    95,  // EOPNOTSUPP
+    101, // ENETUNREACH
+    111, // ECONNREFUSED
+    112, // EHOSTDOWN
+    113, // EHOSTUNREACH
+];
+
 /// Errors remembered at most. They matter for a moment only.
 const LIMIT: usize = 8192;
 
@@ -34,6 +50,9 @@ impl Errors {
     }
 
     pub(super) fn observe(&mut self, event: &ErrorEvent) {
+        if !ENDING.contains(&event.error) {
+            return;
+        }
         let local = Endpoint { addr: event.local, port: event.local_port };
         let remote = Endpoint { addr: event.remote, port: event.remote_port };
         let reported = Reported { time_ns: event.time_ns, errno: event.error };
@@ -45,8 +64,8 @@ impl Errors {
         self.0.peek(&ends).filter(|e| e.time_ns.abs_diff(closed_ns) <= NEAR_NS).copied()
     }
 
-    /// The latest error of the connection of these endpoints since `first_seen_ns`.
-    pub(super) fn since(&self, ends: (Endpoint, Endpoint), first_seen_ns: u64) -> Option<Reported> {
-        self.0.peek(&ends).filter(|e| e.time_ns >= first_seen_ns).copied()
+    /// The latest error of these endpoints since `alive_ns`, when their socket was last seen.
+    pub(super) fn since(&self, ends: (Endpoint, Endpoint), alive_ns: u64) -> Option<Reported> {
+        self.0.peek(&ends).filter(|e| e.time_ns >= alive_ns).copied()
     }
 }

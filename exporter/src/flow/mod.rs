@@ -24,8 +24,8 @@ use hashlink::{LinkedHashMap, LruCache};
 
 pub use census::{Census, OpenSocket, Running};
 use connection::Connection;
-pub use embryo::EMBRYO_NS;
 use embryo::Embryos;
+pub use embryo::HANDSHAKE_NS;
 pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 use errors::Errors;
 pub use reorder::REORDER_NS;
@@ -38,6 +38,10 @@ pub const SETTLE_NS: u64 = 10_000_000;
 /// How long a closed connection waits when nothing explains its end yet, ns: an application's RST is
 /// sent after CLOSE, and its process may lose the CPU or wait for memory in between.
 pub const UNEXPLAINED_NS: u64 = 1_000_000_000;
+
+/// How long a connection whose own FIN was acknowledged waits for the application's RST, ns: it may have
+/// been half-closed, and is reset where there is unread data.
+pub const HALF_CLOSED_NS: u64 = 200_000_000;
 
 /// Looks at the kernel's sockets that must miss a socket, one after the other: a single one may miss an
 /// open socket where others leave its hash bucket at that moment (net/ipv4/inet_diag.c).
@@ -74,6 +78,8 @@ pub struct FlowSettings {
     pub progress_ns: Option<u64>,
     /// Failed handshakes reported in one second; the others are counted.
     pub handshakes_failed_per_second: u32,
+    /// How long a handshake may take until it has failed, ns.
+    pub handshake_ns: u64,
     /// Whether the kernel's error reports are read (tracepoint).
     pub errors_reported: bool,
 }
@@ -85,6 +91,7 @@ impl Default for FlowSettings {
             begins: false,
             progress_ns: None,
             handshakes_failed_per_second: 100,
+            handshake_ns: HANDSHAKE_NS,
             errors_reported: false,
         }
     }
@@ -118,9 +125,13 @@ pub struct FlowTable {
     /// Over: the time at which the verdict is due, cookie, generation.
     closing: BinaryHeap<Reverse<(u64, u64, u64)>>,
     /// Cookies of connections that were reported: only a SYN opens another one.
-    concluded: LruCache<u64, ()>,
+    concluded: LruCache<u64, u64>,
+    /// When the newest of those that were forgotten again was reported.
+    forgotten_ns: u64,
     /// Until when events were lost.
     lost_ns: u64,
+    /// Until when it is known whether events were lost: nothing later is judged.
+    checked_ns: u64,
     /// When a look at the kernel's sockets would tell something.
     look_at_ns: Option<u64>,
     generation: u64,
@@ -135,11 +146,13 @@ impl FlowTable {
             settings,
             reorder: Reorder::default(),
             connections: LinkedHashMap::new(),
-            embryos: Embryos::new(settings.max, settings.handshakes_failed_per_second),
+            embryos: Embryos::new(&settings),
             errors: Errors::new(),
             closing: BinaryHeap::new(),
             concluded: LruCache::new(CONCLUDED),
+            forgotten_ns: 0,
             lost_ns: 0,
+            checked_ns: u64::MAX,
             look_at_ns: None,
             generation: 0,
             stats: FlowStats::default(),
@@ -208,6 +221,11 @@ impl FlowTable {
         self.want_look(at_ns);
     }
 
+    /// Says until when losses are known: what happened later waits. Without it, all are known.
+    pub const fn note_checked(&mut self, at_ns: u64) {
+        self.checked_ns = at_ns;
+    }
+
     /// Whether a look at the kernel's sockets is wanted at `now_ns`, before the periodic one.
     pub fn wants_look(&self, now_ns: u64) -> bool {
         self.look_at_ns.is_some_and(|at| at <= now_ns)
@@ -239,6 +257,8 @@ impl FlowTable {
             let is_new = socket.watched
                 && socket.is_connection()
                 && !self.concluded.contains_key(&socket.cookie)
+                // It may be one that was reported since, and forgotten.
+                && census.begun_ns > self.forgotten_ns
                 // Nobody is forgotten for one who may have been forgotten before.
                 && self.connections.len() < self.settings.max;
             if !is_new {
@@ -250,7 +270,7 @@ impl FlowTable {
             self.connections.insert(socket.cookie, found);
         }
         let Some(connection) = self.connections.get_mut(&socket.cookie) else { return };
-        connection.look(socket);
+        connection.look(socket, census.begun_ns);
         let Some(interval_ns) = self.settings.progress_ns else { return };
         let since_ns = connection.looked.progress_ns.max(connection.snapshot_start_ns());
         if connection.closed.is_none() && census.done_ns.saturating_sub(since_ns) >= interval_ns {
@@ -318,6 +338,7 @@ impl FlowTable {
 
     /// Reports what is due.
     fn settle(&mut self, now_ns: u64, out: &mut impl FnMut(FlowEvent)) {
+        let now_ns = now_ns.min(self.checked_ns);
         while let Some(Reverse((due, cookie, generation))) = self.closing.peek().copied() {
             if due > now_ns {
                 break;
@@ -388,24 +409,34 @@ impl FlowTable {
     }
 
     fn conclude_if(&mut self, cookie: u64, generation: u64, out: &mut impl FnMut(FlowEvent)) {
-        if self.connections.get(&cookie).is_some_and(|c| c.generation == generation) {
+        // It may have turned out to go on.
+        let is_over = |c: &Connection| {
+            c.generation == generation && (c.looked.gone || c.settling().is_some())
+        };
+        if self.connections.get(&cookie).is_some_and(is_over) {
             self.conclude(cookie, out);
         }
     }
 
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
         let Some(connection) = self.connections.remove(&cookie) else { return };
-        self.concluded.insert(cookie, ());
+        if self.concluded.len() >= CONCLUDED
+            && let Some((_, at_ns)) = self.concluded.remove_lru()
+        {
+            self.forgotten_ns = self.forgotten_ns.max(at_ns);
+        }
+        self.concluded.insert(cookie, self.reorder.newest_ns());
         let rst_ns = connection.rst_out.map(|rst| rst.time_ns);
         let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
         let ends = (connection.local, connection.remote);
         let error = match closed_ns {
             Some(at_ns) => self.errors.of(ends, at_ns),
             // Where CLOSE is not seen, the error is what tells of it.
-            None => self.errors.since(ends, connection.first_seen_ns),
+            None => self.errors.since(ends, connection.last_ns()),
         };
         let context = Context {
             lossy: may_have_lost_events(&connection, self.lost_ns),
+            lost_ns: self.lost_ns,
             error: error.map(|e| e.errno),
             error_ns: error.map(|e| e.time_ns),
             errors_reported: self.settings.errors_reported,
@@ -417,8 +448,7 @@ impl FlowTable {
 /// Whether an event of this connection may be among those that were lost until `lost_ns`. Of one whose
 /// beginning was not seen, what came just before its first sight may be lost, too.
 fn may_have_lost_events(connection: &Connection, lost_ns: u64) -> bool {
-    let begins_unseen = connection.syn_ns.is_none() && connection.established.is_none();
-    let margin_ns = if begins_unseen { BLIND_NS } else { 0 };
+    let margin_ns = if connection.begins_seen() { 0 } else { BLIND_NS };
     lost_ns > 0 && connection.first_seen_ns <= lost_ns.saturating_add(margin_ns)
 }
 

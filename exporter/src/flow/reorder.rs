@@ -33,6 +33,11 @@ impl Reorder {
         }
     }
 
+    /// The time of the newest event that came.
+    pub(super) const fn newest_ns(&self) -> u64 {
+        self.newest_ns
+    }
+
     /// The oldest event, if it has waited long enough at `now_ns`, by the clock or by the events.
     pub(super) fn pop(&mut self, now_ns: u64) -> Option<Event> {
         let (time_ns, _) = self.waiting.front()?;

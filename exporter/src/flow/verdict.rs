@@ -19,12 +19,24 @@ const PAST_A_GAP_NS: u64 = 10_000_000;
 pub(super) struct Context {
     /// Events were lost while the connection was open.
     pub(super) lossy: bool,
+    /// Until when events were lost.
+    pub(super) lost_ns: u64,
     /// The error with which the socket closed.
     pub(super) error: Option<u16>,
     /// When the kernel reported it.
     pub(super) error_ns: Option<u64>,
     /// Whether the kernel reports errors at all.
     pub(super) errors_reported: bool,
+}
+
+impl Context {
+    /// Whether events were lost since then; for the whole life of the connection, where that is not known.
+    const fn lost_since(&self, time_ns: Option<u64>) -> bool {
+        match time_ns {
+            Some(time_ns) => self.lossy && self.lost_ns >= time_ns,
+            None => self.lossy,
+        }
+    }
 }
 
 /// What is true of a connection that is over.
@@ -106,9 +118,10 @@ impl Facts {
         Self { by: facts.first_closer(c, context), ..facts }
     }
 
-    /// Whether something tells why it ended.
-    pub(super) fn is_explained(&self) -> bool {
-        !matches!(self.reason, Reason::Vanished)
+    /// Whether it is taken for orderly because nothing else was seen: our FIN was acknowledged, and the
+    /// peer's is missing.
+    pub(super) const fn rests_on_absence(&self) -> bool {
+        matches!(self.state, TcpState::FinWait2) && self.fin_remote.is_none()
     }
 
     pub(super) const fn fin_of(&self, side: Side) -> Option<u64> {
@@ -127,8 +140,9 @@ impl Facts {
 
     /// The sender of the first FIN or RST.
     ///
-    /// The state says who closed first even where a FIN was not seen (RFC 9293, section 3.3.2): ours went
-    /// out before the peer's came in on the way through FIN-WAIT, after it on the way through CLOSE-WAIT.
+    /// The state says who closed first even where a FIN was not seen (RFC 9293, section 3.3.2): the peer on
+    /// the way through CLOSE-WAIT, the own side in FIN-WAIT-2. FIN-WAIT-1 and CLOSING tell it only where our
+    /// FIN was seen to leave: it may wait behind data, and the peer's FIN or RST be the first.
     fn first_closer(&self, c: &Connection, context: &Context) -> Option<Side> {
         let state = match self.state {
             TcpState::Unknown => c.state,
@@ -136,8 +150,11 @@ impl Facts {
         };
         match state {
             TcpState::LastAck | TcpState::CloseWait => return Some(Side::Remote),
-            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::TimeWait => {
-                return Some(Side::Local);
+            TcpState::FinWait2 => return Some(Side::Local),
+            TcpState::FinWait1 | TcpState::Closing | TcpState::TimeWait
+                if self.fin_local.is_none() && (context.lossy || !c.begins_seen()) =>
+            {
+                return None;
             }
             // The application's RST leaves in CLOSE, which tells nothing of a FIN before it.
             _ if context.lossy
@@ -198,16 +215,19 @@ fn reason(
     if reset {
         return (Reason::Reset, Some(Side::Remote));
     }
-    match context.error {
-        Some(errors::ABORTED) => return (Reason::Aborted, None),
-        // Zero-window probes without an answer: no RTO_CB and no segment.
-        Some(_) => return (Reason::Timeout, None),
-        None => {}
-    }
     if resets_late_data(c, state) {
         return (Reason::Reset, Some(Side::Local));
     }
-    (if is_orderly(c, state, context) { Reason::Fin } else { Reason::Vanished }, None)
+    // Before the error: one may have been reported on a connection that lived on.
+    if is_orderly(c, state, context) {
+        return (Reason::Fin, None);
+    }
+    match context.error {
+        Some(errors::ABORTED) => (Reason::Aborted, None),
+        // Zero-window probes without an answer: no RTO_CB and no segment.
+        Some(_) => (Reason::Timeout, None),
+        None => (Reason::Vanished, None),
+    }
 }
 
 /// An attempt to connect that came to nothing.
@@ -272,7 +292,9 @@ fn is_orderly(c: &Connection, state: TcpState, context: &Context) -> bool {
     let all_acknowledged = c.last.snd_nxt == c.last.snd_una;
     match state {
         TcpState::LastAck | TcpState::Closing => all_acknowledged,
-        TcpState::FinWait2 => !context.lossy || c.accepted_fin().is_some(),
+        TcpState::FinWait2 => {
+            c.accepted_fin().is_some() || !context.lost_since(c.fin_out.map(|fin| fin.time_ns))
+        }
         TcpState::TimeWait => true,
         TcpState::Unknown => {
             c.looked.time_wait || (c.fin_out.is_some() && c.accepted_fin().is_some())
@@ -292,7 +314,7 @@ fn accepted_rst(c: &Connection, state: TcpState) -> Option<u64> {
         // Orderly ends are explained already: an RST then changed nothing.
         TcpState::TimeWait => false,
         TcpState::LastAck | TcpState::Closing if c.last.snd_nxt == c.last.snd_una => false,
-        _ => r.seq == rcv_nxt || r.seq == rcv_nxt.wrapping_sub(1),
+        _ => r.seq == rcv_nxt || (r.after_fin && r.seq == rcv_nxt.wrapping_sub(1)),
     });
     // With segments missing, an RST at the end of what was received out of order counts, too
     // (net/ipv4/tcp_input.c, tcp_validate_incoming); the socket goes to CLOSE at once then.
@@ -314,7 +336,11 @@ fn accepted_rst(c: &Connection, state: TcpState) -> Option<u64> {
 pub(super) fn conclude(c: &Connection, context: &Context) -> ConnectionEnd {
     let facts = Facts::of(c, context);
     let end_ns = facts.end_ns(c, context);
-    let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|_| !context.lossy);
+    // Of a FIN that is sent again, the first time may be lost.
+    let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|(local, remote)| {
+        c.begins_seen() && !context.lost_since(c.syn_ns)
+            || !context.lost_since(Some(*local.min(remote)))
+    });
     ConnectionEnd {
         start_known: facts.start_known,
         end_ns: end_ns.unwrap_or_else(|| c.looked.missed_ns.max(c.last_ns())),
@@ -408,7 +434,7 @@ fn counters(c: &Connection, facts: &Facts, context: &Context) -> Counters {
         .map(|(syn, fin)| (last.bytes_acked + outstanding).saturating_sub(syn + fin));
     Counters {
         bytes_sent,
-        bytes_received: fin_received(facts, context)
+        bytes_received: fin_received(c, facts, context)
             .map(|fin| last.bytes_received.saturating_sub(fin)),
         segments_sent: Some(last.segs_out),
         segments_received: Some(last.segs_in),
@@ -431,13 +457,17 @@ const fn fin_sent(c: &Connection, facts: &Facts) -> Option<u64> {
 }
 
 /// Whether the peer's FIN is among what was received, at CLOSE.
-const fn fin_received(facts: &Facts, context: &Context) -> Option<u64> {
+fn fin_received(c: &Connection, facts: &Facts, context: &Context) -> Option<u64> {
     match (facts.fin_remote, facts.state) {
         (Some(_), _) | (None, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing) => {
             Some(1)
         }
         // It may have come, and its event be lost.
-        (None, TcpState::FinWait2 | TcpState::TimeWait) if context.lossy => None,
+        (None, TcpState::FinWait2 | TcpState::TimeWait)
+            if context.lost_since(c.fin_out.map(|fin| fin.time_ns)) =>
+        {
+            None
+        }
         (None, _) => Some(0),
     }
 }

@@ -6,11 +6,15 @@
 //! cgroups: user space knows which sockets are watched.
 
 use aya_ebpf::{
-    EbpfContext as _, helpers::bpf_ktime_get_boot_ns, macros::tracepoint, programs::TracePointContext,
+    EbpfContext as _,
+    helpers::bpf_ktime_get_boot_ns,
+    macros::{map, tracepoint},
+    maps::PerCpuArray,
+    programs::TracePointContext,
 };
 use flowend_probe_types::{Addr, ERROR_FIELDS, ErrorEvent, EventKind};
 
-use crate::ring::{reserve, submit};
+use crate::ring::{count_lost, reserve, submit};
 
 const IPPROTO_TCP: u16 = 6;
 const EPIPE: i32 = 32;
@@ -30,11 +34,15 @@ fn report(ctx: &TracePointContext) {
     unsafe {
         let protocol = base.add(ERROR_FIELDS.protocol).cast::<u16>().read_volatile();
         let error = base.add(ERROR_FIELDS.error).cast::<i32>().read_volatile();
-        // A reset shows in its RST.
-        if protocol != IPPROTO_TCP || error == ECONNRESET || error == EPIPE {
+        // A reset shows in its RST. No error at all is reported where something waits in the error queue
+        // (MSG_ZEROCOPY, SO_TIMESTAMPING).
+        if protocol != IPPROTO_TCP || error == 0 || error == ECONNRESET || error == EPIPE {
             return;
         }
         let time_ns = bpf_ktime_get_boot_ns();
+        if !is_within_budget(time_ns) {
+            return count_lost(EventKind::Error);
+        }
         let Some(mut entry) = reserve::<ErrorEvent>(EventKind::Error) else { return };
         let e = entry.as_mut_ptr();
         (*e).kind = EventKind::Error as u8;
@@ -46,6 +54,30 @@ fn report(ctx: &TracePointContext) {
         (*e).local = address(base.add(ERROR_FIELDS.local));
         (*e).remote = address(base.add(ERROR_FIELDS.remote));
         submit(entry);
+    }
+}
+
+/// Error reports of one CPU in one second. The tracepoint is the whole machine's: a port scanner in a
+/// container that nobody watches must not fill the ring.
+const PER_SECOND: u64 = 10_000;
+
+/// The second, as the high bits of the time, and the reports in it.
+#[map]
+static ERROR_BUDGET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn is_within_budget(time_ns: u64) -> bool {
+    let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else { return true };
+    // About a second (2^30 ns), without a division.
+    let second = time_ns >> 30;
+    // SAFETY: a per-CPU slot; as with the counters, an interruption costs nothing but exactness.
+    unsafe {
+        if (*budget)[0] != second {
+            (*budget)[0] = second;
+            (*budget)[1] = 0;
+        }
+        (*budget)[1] += 1;
+        (*budget)[1] <= PER_SECOND
     }
 }
 

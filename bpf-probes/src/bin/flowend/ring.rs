@@ -25,7 +25,7 @@ pub fn count_skipped(skip: Skip) {
     if let Some(slot) = skip.slot()
         && let Some(count) = SKIPPED.get_ptr_mut(slot)
     {
-        // SAFETY: as in `reserve`.
+        // SAFETY: as in `count_lost`.
         unsafe { *count += 1 };
     }
 }
@@ -34,14 +34,20 @@ pub fn count_skipped(skip: Skip) {
 #[inline(always)]
 pub fn reserve<T: 'static>(kind: EventKind) -> Option<RingBufEntry<T>> {
     let entry = EVENTS.reserve::<T>(0);
-    if entry.is_none()
-        && let Some(count) = LOST.get_ptr_mut(kind.lost_slot())
-    {
+    if entry.is_none() {
+        count_lost(kind);
+    }
+    entry
+}
+
+/// Counts an event that user space will not get.
+#[inline(always)]
+pub fn count_lost(kind: EventKind) {
+    if let Some(count) = LOST.get_ptr_mut(kind.lost_slot()) {
         // SAFETY: a per-CPU slot, and programs of one CPU do not interrupt each other here; should
         // one do so, the count is one short and nothing else happens.
         unsafe { *count += 1 };
     }
-    entry
 }
 
 /// Hands a written event to user space.

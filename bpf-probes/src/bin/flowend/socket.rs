@@ -136,7 +136,8 @@ fn report(ctx: &SockOpsContext, kind: EventKind) {
         } else {
             0
         };
-        let keepalive_ms = if matches!(kind, EventKind::Closed) { keepalive_ms(ops, state) } else { 0 };
+        let keepalive_ms =
+            if matches!(kind, EventKind::Closed) { keepalive_ms(ops, state) } else { 0 };
         let Some(mut entry) = reserve::<TcpEvent>(kind) else { return };
         let e = entry.as_mut_ptr();
         (*e).kind = kind as u8;
@@ -213,9 +214,11 @@ fn keepalive_ms(ops: *mut bpf_sock_ops, state: u32) -> u32 {
     let user_ms = option(ops, SOL_TCP, TCP_USER_TIMEOUT);
     // TCP_USER_TIMEOUT takes the place of the number of probes (net/ipv4/tcp_timer.c,
     // tcp_keepalive_timer): at least one is sent all the same.
-    let silence_s = if user_ms > 0 { idle_s } else { idle_s + probes * interval_s };
-    // Bounded: the options are 16 bits wide at most, and probes 7.
-    (silence_s * 1000).max(user_ms)
+    let probing_s = if user_ms > 0 { 0 } else { u64::from(probes) * u64::from(interval_s) };
+    let silence_ms = (u64::from(idle_s) + probing_s) * 1000;
+    let silence_ms = if silence_ms > u64::from(user_ms) { silence_ms } else { u64::from(user_ms) };
+    // The defaults are sysctls of any size.
+    if silence_ms > u64::from(u32::MAX) { u32::MAX } else { silence_ms as u32 }
 }
 
 /// An integer option of the socket; 0 where the kernel refuses.

@@ -16,6 +16,7 @@ fn socket(cookie: u64, state: TcpState) -> OpenSocket {
         local: Endpoint { addr: v4([10, 0, 0, 1]), port: 50_000 },
         remote: Endpoint { addr: v4([10, 0, 0, 2]), port: 80 },
         direction: Direction::Outgoing,
+        direction_is_exact: true,
         watched: true,
         running: None,
     }
@@ -259,6 +260,29 @@ fn a_connection_that_lives_on_reports_its_progress() {
     );
     let FlowEvent::Begin(begin) = &events[0] else { panic!() };
     assert_eq!((begin.isns.is_some(), begin.rtt.handshake_us), (true, Some(20)));
+}
+
+#[test]
+fn an_exact_direction_takes_the_place_of_a_likely_one() {
+    for (first, then, want) in [
+        ((Direction::Incoming, false), (Direction::Outgoing, true), Direction::Outgoing),
+        ((Direction::Outgoing, true), (Direction::Incoming, false), Direction::Outgoing),
+        ((Direction::Unknown, false), (Direction::Incoming, false), Direction::Incoming),
+    ] {
+        let mut table = table(1);
+        let ends = &mut Vec::new();
+        for (at_s, (direction, direction_is_exact)) in [(1, first), (2, then)] {
+            let here = OpenSocket {
+                direction,
+                direction_is_exact,
+                ..socket(COOKIE, TcpState::Established)
+            };
+            table.look(&census(at_s, vec![here]), &mut keep(ends));
+        }
+        apply(&mut table, &out().after(5_000_000).out(RST, TcpState::Close), ends);
+        table.finish(&mut keep(ends));
+        assert_eq!(ends[0].direction, want);
+    }
 }
 
 #[test]

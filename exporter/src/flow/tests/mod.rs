@@ -116,7 +116,7 @@ fn due(script: &Script) -> u64 {
         }
     }
     let mut ends = 0;
-    for wait in [SETTLE_NS, UNEXPLAINED_NS] {
+    for wait in [SETTLE_NS, HALF_CLOSED_NS, UNEXPLAINED_NS] {
         let due = last + wait + REORDER_NS;
         table.tick(due - 1, &mut |_| panic!("before {wait}"));
         table.tick(due, &mut |_| ends += 1);
@@ -131,7 +131,9 @@ fn due(script: &Script) -> u64 {
 #[test]
 fn the_verdict_waits_longer_for_an_rst_that_would_explain_it() {
     use TcpState::{Established, FinWait1, FinWait2};
-    assert_eq!(due(&out().established().fin_out(FinWait1).closed(FinWait2)), SETTLE_NS);
+    let half_closed = out().established().fin_out(FinWait1);
+    assert_eq!(due(&half_closed.clone().closed(FinWait2)), HALF_CLOSED_NS);
+    assert_eq!(due(&half_closed.fin_in(FinWait2).closed(FinWait2)), SETTLE_NS);
     assert_eq!(due(&out().established().r#in(RST, Established).closed(Established)), SETTLE_NS);
     let unexplained = out().established().closed(Established);
     assert_eq!(due(&unexplained), UNEXPLAINED_NS);
@@ -287,9 +289,9 @@ fn a_flood_of_syns_with_one_isn_is_bounded() {
         syn.remote = v4(n.to_be_bytes());
         table.apply(&Event::Tcp(EventKind::SegmentIn, syn), none);
     }
-    table.tick(EMBRYO_NS, none);
+    table.tick(HANDSHAKE_NS, none);
     assert_eq!(table.stats().embryos_evicted, 100_000 - embryo::SAME_ISN as u64);
-    table.tick(2 * EMBRYO_NS, none);
+    table.tick(2 * HANDSHAKE_NS, none);
     assert_eq!(table.stats().embryos_unfinished, embryo::SAME_ISN as u64);
 }
 
@@ -304,8 +306,59 @@ fn syns_that_nobody_follows_are_forgotten_and_counted() {
         (syn.cookie, syn.flags, syn.seq) = (LISTENER, SYN, n);
         table.apply(&Event::Tcp(EventKind::SegmentIn, syn), none);
     }
-    table.tick(EMBRYO_NS, none);
+    table.tick(HANDSHAKE_NS, none);
     assert_eq!(table.stats().embryos_evicted, 6);
-    table.tick(2 * EMBRYO_NS, none);
+    table.tick(2 * HANDSHAKE_NS, none);
     assert_eq!(table.stats().embryos_unfinished, 4);
+}
+
+#[test]
+fn an_error_on_a_connection_that_lives_on_does_not_end_it() {
+    // Something waits in the error queue (no errno), or an ICMP error is for the application to read.
+    for errno in [0, 113] {
+        let s = out().established().moved(5, 5).fin_in(TcpState::Established).error(errno);
+        let ends = s.fin_out(TcpState::LastAck).closed(TcpState::LastAck).ends();
+        assert_eq!((ends[0].reason, ends[0].by), (Reason::Fin, Some(Side::Remote)), "{errno}");
+    }
+}
+
+#[test]
+fn who_closed_first_is_told_by_the_segments_while_the_own_fin_waits_behind_data() {
+    // close() with data in the send queue, and the peer's RST comes first.
+    let s = out().established().moved(5, 0).r#in(RST, TcpState::FinWait1);
+    let ends = s.closed(TcpState::FinWait1).ends();
+    assert_eq!((ends[0].by, ends[0].reset_by), (Some(Side::Remote), Some(Side::Remote)));
+    // Or its FIN does.
+    let s = out().established().moved(5, 0).fin_in(TcpState::FinWait1).after(100);
+    let ends = s.fin_out(TcpState::Closing).closed(TcpState::Closing).ends();
+    assert_eq!((ends[0].by, ends[0].reason), (Some(Side::Remote), Reason::Fin));
+}
+
+#[test]
+fn a_fin_that_comes_again_counts_no_bytes_twice() {
+    // Older than the probe, in CLOSE-WAIT already; the peer has not heard our ACK.
+    let mut script = out().moved(0, 700);
+    script.fin_received = 1;
+    let mut again = script.event(TcpState::CloseWait);
+    (again.flags, again.seq) = (FIN | ACK, again.rcv_nxt.wrapping_sub(1));
+    let script = script.push(EventKind::SegmentIn, again);
+    let ends = script.fin_out(TcpState::LastAck).ends();
+    assert_eq!(ends[0].counters.bytes_received, Some(700));
+}
+
+#[test]
+fn nothing_is_judged_before_losses_are_known() {
+    let mut table = table(10);
+    let ends = &mut Vec::new();
+    table.note_checked(2_000_000);
+    for event in &out().syn_out().closed(TcpState::SynSent).events {
+        table.apply(event, &mut keep(ends));
+    }
+    // The RST was lost, as the counters say after this turn.
+    table.tick(9_000_000_000, &mut keep(ends));
+    assert!(ends.is_empty());
+    table.note_loss(3_000_000);
+    table.note_checked(9_000_000_000);
+    table.tick(9_000_000_000, &mut keep(ends));
+    assert_eq!(ends[0].reason, Reason::Vanished);
 }

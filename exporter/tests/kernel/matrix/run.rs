@@ -50,6 +50,8 @@ pub(super) async fn run(test: &str, parts: &[&'static [Case]], tracefs: Tracefs)
         format!("otlp.endpoint={}", receiver.endpoint()),
         format!("targets={}", cgroup.name),
         "export.interval=20ms".to_owned(),
+        // The listeners here give up after 3 s (tcp_synack_retries).
+        "flows.handshake_timeout=4s".to_owned(),
     ];
     let (outcomes, flowend) =
         tokio::task::block_in_place(|| make_all(&cases, &cgroup, || start(&settings, tracefs)));
