@@ -3,6 +3,7 @@
 //! They need root, and some of them a Debian tool. Without it they say on stderr that they are
 //! skipped; with TEST_REQUIRE=all a skip is a failure.
 
+mod alike;
 mod bad_input;
 mod collector;
 mod connections;
