@@ -8,13 +8,13 @@ mod env;
 mod layers;
 mod print;
 mod raw;
+mod receiver;
 mod settings;
 
 pub use layers::{Layered, Sources, load};
 pub use print::print;
-pub use settings::{
-    Compression, Export, Output, Profile, Protocol, Receiver, Settings, SignalReceivers,
-};
+pub use receiver::{Compression, Protocol, Receiver, SignalReceivers};
+pub use settings::{Export, Output, Profile, Settings};
 
 /// The commented default configuration, which is also the lowest layer.
 pub const DEFAULT: &str = include_str!("../../../config/flowend.toml");
