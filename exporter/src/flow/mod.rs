@@ -12,6 +12,7 @@ mod connection;
 mod embryo;
 mod end;
 mod errors;
+mod measure;
 mod reorder;
 mod verdict;
 mod zeek;
