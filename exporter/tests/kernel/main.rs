@@ -19,3 +19,4 @@ mod programs;
 mod stress;
 mod support;
 mod targets;
+mod tracefs;
