@@ -21,6 +21,7 @@ mod timeouts;
 mod wire;
 mod wire_check;
 
+use super::tracefs::Tracefs;
 use case::Case;
 
 /// All cases, in the order of docs/endings.md.
@@ -66,14 +67,14 @@ macro_rules! parts {
 }
 
 parts! {
-    closed: [orderly::CASES], run::Tracefs::Mounted;
-    reset: [resets::CASES], run::Tracefs::Mounted;
-    attempts: [handshakes::CASES], run::Tracefs::Mounted;
-    attempts_without_tracefs: [handshakes::WITHOUT_TRACEFS], run::Tracefs::Absent;
-    attempts_that_take_long: [handshakes::SLOW], run::Tracefs::Mounted;
-    given_up: [timeouts::CASES], run::Tracefs::Mounted;
-    again: [again::CASES, special::CASES], run::Tracefs::Mounted;
-    wire: [wire::CASES, forged::CASES], run::Tracefs::Mounted;
-    bulk: [bulk::CASES], run::Tracefs::Absent;
-    older_than_flowend: [older::CASES], run::Tracefs::Mounted;
+    closed: [orderly::CASES], Tracefs::Mounted;
+    reset: [resets::CASES], Tracefs::Mounted;
+    attempts: [handshakes::CASES], Tracefs::Mounted;
+    attempts_without_tracefs: [handshakes::WITHOUT_TRACEFS], Tracefs::Absent;
+    attempts_that_take_long: [handshakes::SLOW], Tracefs::Mounted;
+    given_up: [timeouts::CASES], Tracefs::Mounted;
+    again: [again::CASES, special::CASES], Tracefs::Mounted;
+    wire: [wire::CASES, forged::CASES], Tracefs::Mounted;
+    bulk: [bulk::CASES], Tracefs::Absent;
+    older_than_flowend: [older::CASES], Tracefs::Mounted;
 }

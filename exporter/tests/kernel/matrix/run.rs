@@ -1,30 +1,23 @@
 //! One flowend, one receiver, three families side by side, and the comparison at the end.
 
 use std::fmt::Write as _;
-use std::process::Command;
 use std::time::Duration;
 
 use flowend::demo::{Received, Receiver};
 
 use super::super::connections::Role;
 use super::super::support::{Cgroup, Flowend, can_run};
+use super::super::tracefs::{self, Tracefs};
 use super::bench::{Bench, Family};
 use super::case::{Case, Make};
 use super::check::{Record, check, records};
 use super::made::Made;
 
-const TOOLS: &[&str] = &["ip", "ss", "unshare", "mount"];
+const TOOLS: &[&str] = &["ip", "ss", "unshare", "mount", "mountpoint"];
 /// A record is there by then, or will not come: longer than any verdict waits.
 const NO_NEWS: Duration = Duration::from_secs(5);
 /// A record too many is there by then.
 const GRACE: Duration = Duration::from_millis(300);
-
-/// Whether flowend finds tracefs, which tells it of ICMP errors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tracefs {
-    Mounted,
-    Absent,
-}
 
 /// A case and what it made in one family.
 struct Outcome {
@@ -53,8 +46,9 @@ pub(super) async fn run(test: &str, parts: &[&'static [Case]], tracefs: Tracefs)
         // The listeners here give up after 3 s (tcp_synack_retries).
         "flows.handshake_timeout=4s".to_owned(),
     ];
-    let (outcomes, flowend) =
-        tokio::task::block_in_place(|| make_all(&cases, &cgroup, || start(&settings, tracefs)));
+    let (outcomes, flowend) = tokio::task::block_in_place(|| {
+        make_all(&cases, &cgroup, || tracefs::start(&settings, tracefs))
+    });
     let expected = outcomes.iter().map(Outcome::records).sum();
     wait_for(&receiver, expected).await;
     let (status, messages) = tokio::task::block_in_place(|| flowend.stop());
@@ -63,27 +57,6 @@ pub(super) async fn run(test: &str, parts: &[&'static [Case]], tracefs: Tracefs)
     let wrong = compare(&outcomes, &receiver.received());
     assert!(wrong.is_empty(), "{} things are wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(!messages.contains("WARN"), "{messages}");
-}
-
-/// `flowend run`, with a tracefs of its own or none.
-fn start(settings: &[String], tracefs: Tracefs) -> Flowend {
-    let mount = match tracefs {
-        Tracefs::Mounted => "mount -t tracefs none /sys/kernel/tracing",
-        Tracefs::Absent => "! mountpoint -q /sys/kernel/tracing || umount /sys/kernel/tracing",
-    };
-    let inner = Flowend::command(&["run"]);
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
-    command.arg(inner.get_program()).args(inner.get_args());
-    for setting in settings {
-        command.args(["--set", setting]);
-    }
-    for (name, value) in inner.get_envs() {
-        if value.is_none() {
-            command.env_remove(name);
-        }
-    }
-    Flowend::spawn(command)
 }
 
 /// All cases in all families; older connections are opened before flowend starts.
