@@ -21,6 +21,7 @@
 //! user-timeout ID MS              ok
 //! keepalive ID IDLE INTERVAL N    ok                 (seconds, seconds, probes)
 //! info ID                         ok RTT MIN_RTT RETRANSMITS SENT RECEIVED (us, us, segments)
+//! counts ID                       ok ACKNOWLEDGED RECEIVED UNACKNOWLEDGED (bytes, bytes, segments)
 //! close ID                        ok
 //! run PROGRAM ARG...              ok OUTPUT, with its lines joined by spaces
 
@@ -171,7 +172,22 @@ fn obey_on(mut socket: &Socket, id: &str, verb: &str, rest: &[&str]) -> Answer {
                 .with_retries(n.parse()?);
             socket.set_tcp_keepalive(&keepalive)?;
         }
-        ("info", []) => return info(socket),
+        ("info", []) => {
+            let info = tcp_info(socket)?;
+            return Ok(format!(
+                "{} {} {} {} {}",
+                info.tcpi_rtt,
+                info.tcpi_min_rtt,
+                info.tcpi_total_retrans,
+                info.tcpi_segs_out,
+                info.tcpi_segs_in
+            ));
+        }
+        ("counts", []) => {
+            let info = tcp_info(socket)?;
+            let (acked, received) = (info.tcpi_bytes_acked, info.tcpi_bytes_received);
+            return Ok(format!("{acked} {received} {}", info.tcpi_unacked));
+        }
         _ => return Err("unknown command".into()),
     }
     Ok(String::new())
@@ -319,7 +335,7 @@ fn exchange(socket: &Socket, to_send: usize, to_receive: usize) -> std::io::Resu
 }
 
 /// What the kernel tells an application of its connection.
-fn info(socket: &Socket) -> Answer {
+fn tcp_info(socket: &Socket) -> Result<libc::tcp_info, Failure> {
     // SAFETY: all zeros is a valid tcp_info.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>())?;
@@ -336,12 +352,5 @@ fn info(socket: &Socket) -> Answer {
     if error != 0 {
         return Err(std::io::Error::last_os_error().into());
     }
-    Ok(format!(
-        "{} {} {} {} {}",
-        info.tcpi_rtt,
-        info.tcpi_min_rtt,
-        info.tcpi_total_retrans,
-        info.tcpi_segs_out,
-        info.tcpi_segs_in
-    ))
+    Ok(info)
 }

@@ -16,6 +16,7 @@ mod link;
 mod matrix;
 mod names;
 mod nat;
+mod netem;
 mod own;
 mod packet;
 mod programs;

@@ -145,6 +145,11 @@ impl Netns {
         });
     }
 
+    /// Whether this kernel has such a value.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.inside(|| Path::new("/proc/sys/net").join(key).exists())
+    }
+
     pub(crate) fn file(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }

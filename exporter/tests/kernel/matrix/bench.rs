@@ -263,7 +263,6 @@ fn prepare(netns: &super::super::support::Netns) {
     for (key, value) in [
         // A SYN is sent twice and given up after 3 s, and so is a SYN-ACK.
         ("ipv4/tcp_syn_retries", "1"),
-        ("ipv4/tcp_syn_linear_timeouts", "0"),
         ("ipv4/tcp_synack_retries", "1"),
         // Data and FINs are given up after 0.6 s.
         ("ipv4/tcp_retries2", "1"),
@@ -272,11 +271,20 @@ fn prepare(netns: &super::super::support::Netns) {
         ("ipv4/tcp_fastopen", "1543"),
         // A port pair in TIME-WAIT may be used again at once.
         ("ipv4/tcp_tw_reuse", "1"),
-        ("ipv4/tcp_tw_reuse_delay", "1"),
         // Every forged segment is answered.
         ("ipv4/tcp_invalid_ratelimit", "0"),
     ] {
         netns.set(key, value);
+    }
+    for (key, value) in [
+        // Since 6.5; before, each SYN waits twice as long as the one before it, as with 0.
+        ("ipv4/tcp_syn_linear_timeouts", "0"),
+        // Since 6.14, in ms; before, it is a second.
+        ("ipv4/tcp_tw_reuse_delay", "1"),
+    ] {
+        if netns.has(key) {
+            netns.set(key, value);
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) enum Make {
 }
 
 /// The records of one connection; none where a side has no socket, or none that ends.
+#[derive(Clone, Copy)]
 pub(super) struct Ends {
     pub(super) client: Option<Row>,
     pub(super) server: Option<Row>,
@@ -144,6 +145,21 @@ impl Row {
             _ => "incoming or unknown",
         };
         Self { direction, start_known: false, handshake_rtt: false, ..self }
+    }
+}
+
+impl Ends {
+    /// Where flowend is not shown the server's SYN-ACKs: there is nothing to measure its handshake by, nor to know
+    /// a handshake by that fails.
+    pub(super) fn without_syn_acks(self) -> Self {
+        let is_embryo = |row: &Row| row.direction == "incoming" && !row.established;
+        let server = self.server.filter(|row| !is_embryo(row)).map(Row::without_handshake_rtt);
+        Self { server, ..self }
+    }
+
+    /// How many records it makes.
+    pub(super) fn records(self) -> usize {
+        usize::from(self.client.is_some()) + usize::from(self.server.is_some())
     }
 }
 
