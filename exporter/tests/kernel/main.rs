@@ -12,6 +12,7 @@ mod http;
 mod json;
 mod limits;
 mod link;
+mod losses;
 mod matrix;
 mod names;
 mod nat;
