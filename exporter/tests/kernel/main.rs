@@ -19,6 +19,7 @@ mod nat;
 mod own;
 mod packet;
 mod programs;
+mod progress;
 mod stress;
 mod support;
 mod targets;
