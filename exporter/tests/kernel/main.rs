@@ -18,6 +18,7 @@ mod names;
 mod nat;
 mod own;
 mod packet;
+mod processes;
 mod programs;
 mod progress;
 mod stress;
