@@ -26,3 +26,4 @@ mod support;
 mod targets;
 mod tracefs;
 mod ways;
+mod workloads;
