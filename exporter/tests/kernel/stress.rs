@@ -5,7 +5,7 @@
 //! falls behind, the ring must hold the rest.
 
 #[path = "../../testing/plan.rs"]
-mod plan;
+pub(crate) mod plan;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -191,7 +191,7 @@ fn arena() -> Netns {
 }
 
 /// A process of testing/load.rs.
-fn load(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Child {
+pub(crate) fn load(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Child {
     let program = std::env::current_exe().expect("own path");
     let folder = program.ancestors().nth(2).expect("target folder");
     Command::new(folder.join("examples/load"))
@@ -204,7 +204,7 @@ fn load(cgroup: &Cgroup, netns: &Netns, args: &[&str]) -> Child {
 }
 
 /// The server's process, listening.
-fn serve(cgroup: &Cgroup, netns: &Netns) -> Killed {
+pub(crate) fn serve(cgroup: &Cgroup, netns: &Netns) -> Killed {
     let mut server = Killed(load(cgroup, netns, &["server", THREADS]));
     let mut said = String::new();
     let stdout = server.0.stdout.as_mut().expect("stdout");
