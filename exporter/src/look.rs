@@ -152,7 +152,7 @@ async fn run(
         tokio::time::sleep(pause).await;
         after_attach = tokio::select! {
             () = wanted.notified() => false,
-            () = tokio::time::sleep(settings.interval) => false,
+            () = tokio::time::sleep(settings.interval.saturating_sub(pause)) => false,
             changed = folders.changed() => match changed {
                 Ok(()) => true,
                 Err(_) => return,

@@ -29,6 +29,9 @@ use crate::source::{Drained, RingSource};
 /// Paths of cgroups remembered at most: about 100 bytes each.
 const MAX_PATHS: usize = 65_536;
 
+/// A progress comes with the first look after it is due: so many looks in one interval.
+const PROGRESS_LOOKS: u32 = 10;
+
 /// Lost events are complained about at most this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
@@ -125,9 +128,10 @@ impl Sidecar {
         // Last, so that nothing is attached when something else fails.
         let looks = LookSettings {
             mount: mount.clone(),
-            interval: match settings.events.progress {
-                true => settings.look_interval.min(settings.progress_interval),
-                false => settings.look_interval,
+            interval: if settings.events.progress {
+                settings.look_interval.min(settings.progress_interval / PROGRESS_LOOKS)
+            } else {
+                settings.look_interval
             },
             owners: settings.process,
         };

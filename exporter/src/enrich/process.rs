@@ -27,6 +27,8 @@ pub struct Process {
 #[derive(Debug)]
 pub struct Processes {
     by_cookie: LruCache<u64, Process>,
+    /// Those that bound a socket: an idle listener is not to be forgotten over many connections.
+    bound: LruCache<u64, Process>,
     names: moka::sync::Cache<u32, Option<Arc<str>>>,
     /// Pids of events are those of the initial namespace: /proc must be of it, too.
     proc_is_initial: bool,
@@ -38,6 +40,7 @@ impl Processes {
     pub fn new(limit: usize) -> Self {
         Self {
             by_cookie: LruCache::new(limit.max(1)),
+            bound: LruCache::new(limit.max(1)),
             names: moka::sync::Cache::builder()
                 .max_capacity(4096)
                 .time_to_live(NAME_LIFETIME)
@@ -52,15 +55,18 @@ impl Processes {
     pub fn observe(&mut self, kind: EventKind, event: &ProcessEvent) {
         debug_assert!(matches!(kind, EventKind::Connect | EventKind::Bind));
         let process = self.process(event.pid);
-        self.by_cookie.insert(event.cookie, process);
+        match kind {
+            EventKind::Bind => self.bound.insert(event.cookie, process),
+            _ => self.by_cookie.insert(event.cookie, process),
+        };
     }
 
     /// Takes in which process holds a socket that was made before the probe came. What connect() or
     /// bind() told is not overruled.
     pub fn found(&mut self, cookie: u64, pid: u32) {
-        if !self.by_cookie.contains_key(&cookie) {
+        if !self.by_cookie.contains_key(&cookie) && !self.bound.contains_key(&cookie) {
             let process = self.process(pid);
-            self.by_cookie.insert(cookie, process);
+            self.bound.insert(cookie, process);
         }
     }
 
@@ -78,8 +84,11 @@ impl Processes {
     pub fn of(&mut self, end: &ConnectionEnd) -> Option<Process> {
         // The listener first: an accepted socket is never connected, but a cookie is asked for once.
         match end.listener {
-            Some(listener) => self.by_cookie.get(&listener).cloned(),
-            None => self.by_cookie.get(&end.cookie).cloned(),
+            Some(listener) => self.bound.get(&listener).cloned(),
+            None => {
+                let connected = self.by_cookie.get(&end.cookie).cloned();
+                connected.or_else(|| self.bound.get(&end.cookie).cloned())
+            }
         }
     }
 
@@ -124,5 +133,17 @@ mod tests {
         let known: HashMap<u64, bool> =
             (0..3).map(|c| (c, processes.by_cookie.contains_key(&c))).collect();
         assert_eq!(known, HashMap::from([(0, false), (1, true), (2, true)]));
+    }
+
+    #[test]
+    fn connections_do_not_make_a_listener_forgotten() {
+        let mut processes = Processes::new(2);
+        let event = |cookie| ProcessEvent { cookie, pid: 1, ..ProcessEvent::default() };
+        processes.observe(EventKind::Bind, &event(100));
+        processes.found(101, 1);
+        for cookie in 0..10 {
+            processes.observe(EventKind::Connect, &event(cookie));
+        }
+        assert!(processes.bound.contains_key(&100) && processes.bound.contains_key(&101));
     }
 }

@@ -81,8 +81,8 @@ pub(super) struct Looked {
     pub(super) gone: bool,
     /// It was found in TIME-WAIT: its own FIN was acknowledged.
     pub(super) time_wait: bool,
-    /// The latest report of progress, or 0.
-    pub(super) progress_ns: u64,
+    /// Whole intervals of progress of which was told.
+    pub(super) intervals: u64,
 }
 
 /// What has been seen of one connection so far.
@@ -368,7 +368,7 @@ impl Connection {
     }
 
     /// Its SYN, or its first sight.
-    pub(super) fn snapshot_start_ns(&self) -> u64 {
+    pub(super) fn start_ns(&self) -> u64 {
         self.syn_ns.unwrap_or(self.first_seen_ns)
     }
 

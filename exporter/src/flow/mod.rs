@@ -273,9 +273,11 @@ impl FlowTable {
         let Some(connection) = self.connections.get_mut(&socket.cookie) else { return };
         connection.look(socket, census.begun_ns);
         let Some(interval_ns) = self.settings.progress_ns else { return };
-        let since_ns = connection.looked.progress_ns.max(connection.snapshot_start_ns());
-        if connection.closed.is_none() && census.done_ns.saturating_sub(since_ns) >= interval_ns {
-            connection.looked.progress_ns = census.done_ns;
+        // Whole intervals of its life: a late look does not put off the next one.
+        let age_ns = census.done_ns.saturating_sub(connection.start_ns());
+        let intervals = age_ns / interval_ns.max(1);
+        if connection.closed.is_none() && intervals > connection.looked.intervals {
+            connection.looked.intervals = intervals;
             out(FlowEvent::Progress(connection.snapshot(census.done_ns, socket.running.as_ref())));
         }
     }
@@ -410,9 +412,10 @@ impl FlowTable {
     }
 
     fn conclude_if(&mut self, cookie: u64, generation: u64, out: &mut impl FnMut(FlowEvent)) {
-        // It may have turned out to go on.
+        // Without its CLOSE, it may have turned out to go on.
         let is_over = |c: &Connection| {
-            c.generation == generation && (c.looked.gone || c.settling().is_some())
+            let is_closed = c.closed.is_some() || c.looked.gone;
+            c.generation == generation && (is_closed || c.settling().is_some())
         };
         if self.connections.get(&cookie).is_some_and(is_over) {
             self.conclude(cookie, out);

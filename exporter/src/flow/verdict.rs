@@ -374,7 +374,7 @@ fn common(c: &Connection) -> ConnectionEnd {
         direction: c.direction,
         local: c.local,
         remote: c.remote,
-        start_ns: c.syn_ns.unwrap_or(c.first_seen_ns),
+        start_ns: c.start_ns(),
         start_known: c.syn_ns.is_some(),
         end_ns: c.last_ns(),
         end_known: false,

@@ -146,7 +146,6 @@ async fn a_connection_s_life_is_told_by_begin_progress_and_end() {
         "export.interval=20ms".into(),
         r#"events=["end", "begin", "progress"]"#.into(),
         "progress.interval=1s".into(),
-        "flows.look_interval=100ms".into(),
     ];
     let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let (made, messages) = tokio::task::block_in_place(|| {
@@ -197,17 +196,17 @@ fn check_long(received: &Received, made: &Made, role: Role) {
         assert!(!begun.contains_key(*key), "{key} at the begin: {begin:?}");
     }
 
-    // A progress is due when the connection, or the one before it, is an interval old, and comes with the next
-    // look. Looks are half a second and as long as they take apart; they may not take so long that one
-    // interval becomes two. So in three and a half intervals at least one and at most three come.
+    // A progress is due with each whole interval of the connection's life, and comes with the next look.
+    // Looks are half a second and as long as they take apart; they may not take so long that one
+    // interval becomes two.
     let times: Vec<u64> = std::iter::once(begin.time_unix_nano)
         .chain(progresses.iter().map(|log| log.time_unix_nano))
         .chain([end.time_unix_nano])
         .collect();
     let interval = nanos(INTERVAL);
-    for pair in times[..times.len() - 1].windows(2) {
-        let apart = pair[1] - pair[0];
-        assert!((interval..2 * interval).contains(&apart), "{role:?}: {apart} ns apart");
+    let whole = |at: u64| (at - times[0]) / interval;
+    for (progress, n) in times[1..times.len() - 1].iter().zip(1..) {
+        assert_eq!(whole(*progress), n, "{role:?}: one with each interval: {times:?}");
     }
     assert!(times[times.len() - 1] - times[times.len() - 2] < 2 * interval, "{role:?}: {times:?}");
     let life = end.time_unix_nano - begin.time_unix_nano;
