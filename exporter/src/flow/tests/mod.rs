@@ -362,3 +362,11 @@ fn nothing_is_judged_before_losses_are_known() {
     table.tick(9_000_000_000, &mut keep(ends));
     assert_eq!(ends[0].reason, Reason::Vanished);
 }
+
+/// As docs/performance.md and config/flowend.toml say: 0.7 kB, with its place in the table.
+#[test]
+fn a_connection_takes_no_more_memory_than_the_documents_say() {
+    // Two links and the hash table's slot beside it; the table is at least half full.
+    let in_the_table = size_of::<Connection>() + 2 * size_of::<usize>() + 2 * 16;
+    assert!(in_the_table <= 700, "{in_the_table} bytes");
+}
