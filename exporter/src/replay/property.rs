@@ -54,8 +54,9 @@ fn file(picks: &[usize]) -> Vec<u8> {
         // Each connection has a port of its own, in the place of the usual client's.
         let at = if step.0 == super::tests::Sender::Client { 20 } else { 22 };
         bytes[at..at + 2].copy_from_slice(&(1000 + u16::try_from(which).unwrap()).to_be_bytes());
-        let length = u32::try_from(bytes.len()).unwrap();
-        file.extend([n, 0, length, length].map(u32::to_le_bytes).concat());
+        let captured = u32::try_from(bytes.len()).unwrap();
+        let length = u32::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+        file.extend([n, 0, captured, length].map(u32::to_le_bytes).concat());
         file.extend(bytes);
     }
     file

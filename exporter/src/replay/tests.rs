@@ -435,7 +435,7 @@ fn a_zero_window_is_told_until_something_closes() {
     for (n, step) in (1_u64..).zip(steps) {
         let window = u16::from(step.0 == C);
         let bytes = ip(step, SERVER_PORT, window);
-        let packet = Packet { index: n, time_ns: n, link: 101, bytes: &bytes, on_the_wire: 40 };
+        let packet = Packet { index: n, time_ns: n, link: 101, bytes: &bytes, on_the_wire: 1500 };
         engine.packet(&packet).unwrap();
     }
     assert!(engine.finish_one());
@@ -447,7 +447,7 @@ fn past_flows_max_those_that_are_over_go_first() {
     let one = |port: u16, steps: &[Step], engine: &mut Engine, first: u64| {
         (first..).zip(steps).try_for_each(|(n, step)| {
             let bytes = ip(*step, port, 1000);
-            let packet = Packet { index: n, time_ns: n, link: 101, bytes: &bytes, on_the_wire: 40 };
+            let packet = Packet { index: n, time_ns: n, link: 101, bytes: &bytes, on_the_wire: 1500 };
             engine.packet(&packet)
         })
     };
