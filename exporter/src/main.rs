@@ -1,13 +1,16 @@
 //! The program `flowend`: reads the command line and the configuration, and hands over.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use flowend::cli::{Cli, Command, ConfigArgs};
-use flowend::config::{self, ConfigError, Layered, Output};
+use flowend::config::{self, ConfigError, Layered, Output, Settings};
 use flowend::run::Sidecar;
 use flowend::{check, demo, replay};
+use ipnet::IpNet;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
 
@@ -16,10 +19,7 @@ fn main() -> ExitCode {
         Command::Run { outputs, config } => run(&config, &outputs),
         Command::Replay { file, local, outputs, config } => {
             with_config(&config, &outputs, |layered| {
-                in_runtime(async move {
-                    let stop = stop_signal()?;
-                    replay::replay(&layered.settings, &file, local, stop).await
-                })
+                in_runtime(replay_until_signal(&layered.settings, &file, local))
             })
         }
         Command::Check { config } => with_config(&config, &[], |layered| check::check(&layered)),
@@ -46,11 +46,34 @@ fn main() -> ExitCode {
 fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
     with_config(args, outputs, |layered| {
         in_runtime(async move {
-            let stop = stop_signal()?;
+            let mut signals = StopSignals::new()?;
+            let stop = async move { signals.next().await };
             Sidecar::start(&layered.settings)?.run(stop).await?;
             Ok(())
         })
     })
+}
+
+/// The first signal ends the reading, and what there is is sent; the second ends that, too.
+async fn replay_until_signal(
+    settings: &Settings,
+    file: &Path,
+    local: Vec<IpNet>,
+) -> anyhow::Result<()> {
+    let mut signals = StopSignals::new()?;
+    let (ask, asked) = tokio::sync::oneshot::channel::<()>();
+    let insist = async {
+        signals.next().await;
+        drop(ask);
+        signals.next().await;
+    };
+    tokio::select! {
+        result = replay::replay(settings, file, local, async { drop(asked.await) }) => result,
+        () = insist => Err(anyhow::anyhow!(
+            "{}: stopped at once by a second signal; what had not been sent is lost",
+            file.display()
+        )),
+    }
 }
 
 /// Loads the configuration and sets up the program's own messages, on stderr.
@@ -91,15 +114,25 @@ fn in_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<
     result
 }
 
-/// Ready at the first SIGTERM or SIGINT.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Ready at the next one.
+    async fn next(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    })
+    }
 }

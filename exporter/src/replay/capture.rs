@@ -3,7 +3,6 @@
 //! pcap-parser reads the blocks. Where one ends is found out here: so that what is damaged is named
 //! with its place, and a wrong length does not make flowend wait for gigabytes.
 
-use std::io::Read;
 use std::ops::Range;
 
 use pcap_parser::{
@@ -12,6 +11,7 @@ use pcap_parser::{
     parse_pcap_frame_modified, parse_pcap_header, parse_sectionheaderblock,
     parse_simplepacketblock_be, parse_simplepacketblock_le,
 };
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::clock::Clock;
 
@@ -146,12 +146,12 @@ struct Interface {
     clock: Clock,
 }
 
-impl<R: Read> Capture<R> {
+impl<R: AsyncRead + Unpin> Capture<R> {
     /// Reads the file's header. `path` is for messages.
     ///
     /// # Errors
     /// When the input fails, or is no capture.
-    pub(super) fn new(path: &str, input: R) -> Result<Self, CaptureError> {
+    pub(super) async fn new(path: &str, input: R) -> Result<Self, CaptureError> {
         let mut capture = Self {
             path: path.to_owned(),
             input,
@@ -163,7 +163,7 @@ impl<R: Read> Capture<R> {
             last_time_ns: 0,
             format: Format::Pcapng { order: Order::Little, interfaces: Vec::new() },
         };
-        if !capture.fill(4)? {
+        if !capture.fill(4).await? {
             let problem = if capture.filled.is_empty() { "it is empty" } else { "it is too short" };
             return Err(capture.not_a_capture(problem));
         }
@@ -171,7 +171,7 @@ impl<R: Read> Capture<R> {
             [0x0a, 0x0d, 0x0d, 0x0a, ..] => {}
             [0xa1, 0xb2, 0xc3 | 0x3c, 0xd4 | 0x4d, ..]
             | [0xd4 | 0x4d, 0xc3 | 0x3c, 0xb2, 0xa1, ..]
-            | [0x34, 0xcd, 0xb2, 0xa1, ..] => capture.format = capture.pcap_header()?,
+            | [0x34, 0xcd, 0xb2, 0xa1, ..] => capture.format = capture.pcap_header().await?,
             [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
                 return Err(capture.not_a_capture("it is compressed: decompress it first"));
             }
@@ -198,9 +198,9 @@ impl<R: Read> Capture<R> {
     ///
     /// # Errors
     /// [`CaptureError`], where the rest cannot be read. What was handed out before is good.
-    pub(super) fn next(&mut self) -> Result<Option<Packet<'_>>, CaptureError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Packet<'_>>, CaptureError> {
         loop {
-            let Some(length) = self.block()? else { return Ok(None) };
+            let Some(length) = self.block().await? else { return Ok(None) };
             self.spent = length;
             match self.kind(length) {
                 SECTION => self.begin_section(length)?,
@@ -224,8 +224,8 @@ impl<R: Read> Capture<R> {
         }))
     }
 
-    fn pcap_header(&mut self) -> Result<Format, CaptureError> {
-        if !self.fill(PCAP_HEADER)? {
+    async fn pcap_header(&mut self) -> Result<Format, CaptureError> {
+        if !self.fill(PCAP_HEADER).await? {
             return Err(self.not_a_capture("it ends inside of its header"));
         }
         let Ok((_, header)) = parse_pcap_header(self.bytes()) else {
@@ -242,25 +242,25 @@ impl<R: Read> Capture<R> {
     }
 
     /// Makes the next block available at the beginning of `filled`: its length, or `None` at the end.
-    fn block(&mut self) -> Result<Option<usize>, CaptureError> {
+    async fn block(&mut self) -> Result<Option<usize>, CaptureError> {
         self.filled.start += self.spent;
         self.offset += self.spent as u64;
         self.spent = 0;
-        if !self.fill(1)? {
+        if !self.fill(1).await? {
             return Ok(None);
         }
         let header = match self.format {
             Format::Pcap { modified, .. } => 16 + if modified { 8 } else { 0 },
             Format::Pcapng { .. } => 12,
         };
-        if !self.fill(header)? {
+        if !self.fill(header).await? {
             return Err(self.cut_off());
         }
         let length = self.length_of_block(header)?;
         if length > MAX_BLOCK {
             return Err(self.damaged(&format!("a length of {length} bytes, which cannot be")));
         }
-        if !self.fill(length)? {
+        if !self.fill(length).await? {
             return Err(self.cut_off());
         }
         if let Format::Pcapng { order, .. } = self.format {
@@ -397,15 +397,16 @@ impl<R: Read> Capture<R> {
         &self.buffer[self.filled.clone()]
     }
 
-    /// Reads until there are `need` bytes; false when the input ends before.
-    fn fill(&mut self, need: usize) -> Result<bool, CaptureError> {
+    /// Reads until there are `need` bytes; false when the input ends before. A pipe may keep it waiting
+    /// for long: whoever does not want to wait any more drops the future.
+    async fn fill(&mut self, need: usize) -> Result<bool, CaptureError> {
         while self.filled.len() < need {
             if self.filled.start + need > self.buffer.len() {
                 self.buffer.copy_within(self.filled.clone(), 0);
                 self.filled = 0..self.filled.len();
                 self.buffer.resize(self.buffer.len().max(need), 0);
             }
-            match self.input.read(&mut self.buffer[self.filled.end..]) {
+            match self.input.read(&mut self.buffer[self.filled.end..]).await {
                 Ok(0) => return Ok(false),
                 Ok(n) => self.filled.end += n,
                 Err(cause) if cause.kind() == std::io::ErrorKind::Interrupted => {}

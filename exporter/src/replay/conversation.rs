@@ -9,7 +9,7 @@ use flowend_probe_types::{ACK, FIN, RST, SYN};
 
 use super::history::{History, Role, Scaled};
 use super::ip::TcpPacket;
-use super::stream::{Mark, Stream};
+use super::stream::{Mark, ResetFit, Stream};
 use crate::flow::Endpoint;
 
 /// Ports below this are given out to services (RFC 6335, section 6).
@@ -80,6 +80,12 @@ pub(super) struct Conversation {
     pub(super) established: Option<Mark>,
     /// The RST that counted.
     pub(super) reset: Option<(Role, Mark)>,
+    /// The last RST past what was seen of its sender: real if the capture lacks what came before it.
+    doubtful_reset: Option<(Role, Mark)>,
+    /// The SYN came again after it was refused.
+    is_asked_again: bool,
+    /// The originator sent something else than an RST.
+    is_originator_alive: bool,
     pub(super) history: History,
     streams: [Stream; 2],
     /// A connection of the same endpoints that somebody tried to open before this one had ended.
@@ -112,6 +118,9 @@ impl Conversation {
             handshake_ack: None,
             established: None,
             reset: None,
+            doubtful_reset: None,
+            is_asked_again: false,
+            is_originator_alive: false,
             history: History::new(is_flipped),
             streams: Default::default(),
             rival: None,
@@ -120,8 +129,8 @@ impl Conversation {
     }
 
     /// What this side sent.
-    pub(super) const fn stream(&self, role: Role) -> &Stream {
-        &self.streams[role as usize]
+    pub(super) fn stream(&self, role: Role) -> &Stream {
+        &self.streams[self.index(role)]
     }
 
     /// Whether a SYN or SYN-ACK told who the client is.
@@ -151,8 +160,12 @@ impl Conversation {
         }
         let is_over = self.is_over();
         if !packet.has(SYN) {
-            // Data after a FIN, and that FIN was real: its connection's SYN is not in the capture.
-            let is_another = is_over && own.is_behind_fin(segment.seq, segment.payload);
+            // Data after a FIN, about data that the peer never sent: of a connection whose SYN is not
+            // in the capture. A stray packet of this one fits at least on one side.
+            let is_another = is_over
+                && packet.has(ACK)
+                && own.is_behind_fin(segment.seq, segment.payload)
+                && !self.stream(role.peer()).may_acknowledge(segment.ack);
             return if is_another { Belongs::ToNext } else { Belongs::Here };
         }
         let is_syn_ack = packet.has(ACK);
@@ -194,19 +207,10 @@ impl Conversation {
     /// Takes in one packet of this connection.
     pub(super) fn apply(&mut self, packet: &Arrival) {
         let role = self.role_of(packet);
-        let segment = &packet.tcp.segment;
-        let was_closing = self.reset.is_some() || self.streams.iter().any(|s| s.fin().is_some());
         self.last = packet.mark;
-        let packets = &mut self.streams[role as usize].packets;
+        let packets = &mut self.stream_mut(role).packets;
         *packets = packets.saturating_add(1);
-        if packet.tcp.bad_checksum {
-            self.history.scaled(role, Scaled::Checksum);
-        }
-        self.history.segment(role, segment);
-        // A SYN's window says nothing yet, and nobody waits for one that is closing.
-        if packet.tcp.window == 0 && segment.flags & (SYN | FIN | RST) == 0 && !was_closing {
-            self.history.scaled(role, Scaled::ZeroWindow);
-        }
+        self.tell(role, packet);
         if packet.is_nonsense() {
             return;
         }
@@ -214,19 +218,89 @@ impl Conversation {
             self.reset_by(role, packet);
             return;
         }
+        self.is_originator_alive |= role == Role::Originator;
+        // Whoever has sent an RST sends nothing else any more.
+        self.doubtful_reset = self.doubtful_reset.filter(|(by, _)| *by != role);
         if packet.has(SYN) && !self.synchronise(role, packet) {
             return;
         }
         if packet.has(ACK) {
-            let gaps = self.streams[role.peer() as usize].acknowledge(segment.ack);
+            let gaps = self.stream_mut(role.peer()).acknowledge(packet.tcp.segment.ack);
             self.gaps(role.peer(), gaps);
             self.establish(role, packet);
         }
         self.place(role, packet);
     }
 
+    /// No more packets come: what was in doubt and was not refuted counts.
+    pub(super) fn settle(&mut self) {
+        self.streams.iter_mut().for_each(Stream::settle);
+        if !self.is_over()
+            && let Some((role, mark)) = self.doubtful_reset
+        {
+            self.reset = Some((role, mark));
+            self.stream_mut(role).lacks_its_end();
+        }
+        if self.is_scan() {
+            self.turn();
+        }
+    }
+
+    /// A SYN-ACK that comes first is a server's, unless the supposed client knows of nothing and says
+    /// so: then somebody probes it.
+    fn is_scan(&self) -> bool {
+        self.syn.is_none()
+            && self.syn_ack == Some(self.first)
+            && !self.is_originator_alive
+            && self.stream(Role::Originator).packets > 0
+    }
+
+    /// The first packet's sender is the originator after all, as of any connection without a SYN.
+    fn turn(&mut self) {
+        std::mem::swap(&mut self.originator, &mut self.responder);
+        self.streams.swap(0, 1);
+        self.names.swap(0, 1);
+        self.history.turn();
+        self.reset = self.reset.map(|(role, mark)| (role.peer(), mark));
+        (self.syn_ack, self.syn_ack_count) = (None, 0);
+        self.established = None;
+    }
+
+    /// The letters that the packet alone gives.
+    fn tell(&mut self, role: Role, packet: &Arrival) {
+        if packet.tcp.bad_checksum {
+            self.history.scaled(role, Scaled::Checksum);
+        }
+        self.history.segment(role, &packet.tcp.segment);
+        if packet.tcp.window == 0 {
+            self.history.zero_window(role, packet.tcp.segment.flags);
+        }
+    }
+
+    /// A socket connected to itself (RFC 9293, section 3.5, both ends at once) has one sequence space.
+    fn index(&self, role: Role) -> usize {
+        if self.is_with_itself() { 0 } else { role as usize }
+    }
+
+    fn is_with_itself(&self) -> bool {
+        self.originator == self.responder
+    }
+
+    fn stream_mut(&mut self, role: Role) -> &mut Stream {
+        let index = self.index(role);
+        &mut self.streams[index]
+    }
+
     fn role_of(&self, packet: &Arrival) -> Role {
         if packet.source() == self.originator { Role::Originator } else { Role::Responder }
+    }
+
+    /// An RST answered the SYN. Some clients ask again then, with the same SYN: to the application
+    /// that is one attempt, so it is one connection.
+    fn is_refused(&self) -> bool {
+        self.syn.is_some()
+            && self.established.is_none()
+            && matches!(self.reset, Some((Role::Responder, _)))
     }
 
     /// Whether the SYN or SYN-ACK is this connection's: a forged one acknowledges something else, or
@@ -236,7 +310,8 @@ impl Conversation {
         let is_forged = packet.has(ACK)
             && self.syn.is_some()
             && !self.stream(role.peer()).may_acknowledge(segment.ack);
-        let stream = &mut self.streams[role as usize];
+        let is_refused = self.is_refused();
+        let stream = self.stream_mut(role);
         if is_forged || stream.isn().is_some_and(|isn| isn != segment.seq) {
             return false;
         }
@@ -246,6 +321,7 @@ impl Conversation {
         stream.synchronise(segment.seq);
         match (role, packet.has(ACK)) {
             (Role::Originator, false) => {
+                self.is_asked_again |= is_refused;
                 self.syn.get_or_insert(packet.mark);
                 self.syn_count = self.syn_count.saturating_add(1);
             }
@@ -263,7 +339,24 @@ impl Conversation {
     /// connection was there before the capture.
     fn establish(&mut self, role: Role, packet: &Arrival) {
         let acknowledges = self.stream(role.peer()).may_acknowledge(packet.tcp.segment.ack);
+        if self.is_refused() {
+            // A SYN-ACK behind the RST is no use to a client that has given up, unless it asked again
+            // or answers it.
+            let goes_on = acknowledges
+                && match role {
+                    Role::Originator => !packet.has(SYN),
+                    Role::Responder => self.is_asked_again,
+                };
+            if !goes_on {
+                return;
+            }
+            self.reset = None;
+            self.established = Some(packet.mark);
+        }
         match role {
+            Role::Originator if acknowledges && self.is_with_itself() => {
+                self.established.get_or_insert(packet.mark);
+            }
             Role::Responder if acknowledges || self.syn.is_none() => {
                 self.established.get_or_insert(packet.mark);
             }
@@ -280,14 +373,26 @@ impl Conversation {
             && self.syn.is_some()
             && self.stream(role).isn().is_none()
             && self.established.is_none();
-        let counts = if answers_the_syn {
+        let fit = if !answers_the_syn {
+            self.stream(role).reset_fit(segment.seq)
+        } else if packet.has(ACK) && self.stream(Role::Originator).may_acknowledge(segment.ack) {
             // RFC 9293, section 3.10.7.3: in SYN-SENT an RST counts if it acknowledges the SYN.
-            packet.has(ACK) && self.stream(Role::Originator).may_acknowledge(segment.ack)
+            ResetFit::Expected
         } else {
-            self.stream(role).may_reset_at(segment.seq)
+            ResetFit::Outside
         };
-        if counts && !self.is_over() {
-            self.reset = Some((role, packet.mark));
+        let is_refused_again = self.is_refused() && self.is_asked_again;
+        if self.is_over() && !is_refused_again {
+            return;
+        }
+        match fit {
+            ResetFit::Expected => {
+                self.stream_mut(role).stands_at(segment.seq);
+                self.reset = Some((role, packet.mark));
+                self.is_asked_again = false;
+            }
+            ResetFit::PastGap => self.doubtful_reset = Some((role, packet.mark)),
+            ResetFit::Outside => {}
         }
     }
 
@@ -295,14 +400,17 @@ impl Conversation {
         let segment = &packet.tcp.segment;
         // A SYN takes one sequence number, in front of its payload (Fast Open, RFC 7413).
         let seq = segment.seq.wrapping_add(u32::from(packet.has(SYN)));
-        let stream = &mut self.streams[role as usize];
+        let stream = self.stream_mut(role);
         let placed = stream.place(seq, segment.payload);
+        if segment.payload == 0 && segment.flags & (SYN | FIN) == 0 {
+            stream.stands_at(seq);
+        }
         let repeats_fin =
             packet.has(FIN) && stream.finish(seq.wrapping_add(segment.payload), packet.mark);
         if placed.resent || repeats_fin {
             stream.resent = stream.resent.saturating_add(1);
         }
-        if placed.resent {
+        if placed.resent && !placed.advances {
             self.history.scaled(role, Scaled::Resent);
         }
         self.gaps(role, placed.gaps);

@@ -63,7 +63,10 @@ impl Engine {
             Err(NoIp::Other) => return self.skip(Cause::NotIp),
             Err(NoIp::Truncated) => return self.skip(Cause::Truncated),
         };
-        let behind_link = packet.on_the_wire.saturating_sub(u32::try_from(ip_at).unwrap_or(0));
+        // What was captured was there, whatever the file says.
+        let captured = u32::try_from(packet.bytes.len()).unwrap_or(u32::MAX);
+        let behind_link =
+            packet.on_the_wire.max(captured).saturating_sub(u32::try_from(ip_at).unwrap_or(0));
         let ip = IpPacket::new(packet.bytes.get(ip_at..).unwrap_or_default(), behind_link);
         let mark = Mark { index: packet.index, time_ns: packet.time_ns };
         match ip.tcp() {

@@ -1,13 +1,18 @@
 //! Zeek's `history` of a connection, letter by letter, as its documentation defines it
 //! (base/protocols/conn/main.zeek): upper case is the originator.
 //!
-//! `a`, `d`, `i`, `q`: once for each side. `s`, `h`, `f`, `r`: again where the sequence number is
+//! `a`, `d`, `i`, `q`: once for each side. `s` or `h`, `f`, `r`: again where the sequence number is
 //! another one than the last time. `c`, `g`, `t`, `w`: at the 1st, 10th, 100th, ... occurrence.
 
 use flowend_probe_types::{ACK, FIN, RST, SYN, Segment};
 
 /// Letters at most: forged packets could add one each.
 const MAX_LETTERS: usize = 255;
+
+/// Places in [`Side::last`].
+const SYNS: usize = 0;
+const FINS: usize = 1;
+const RSTS: usize = 2;
 
 /// Who sent a packet: the one that opened the connection, or is taken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +68,8 @@ pub(super) struct History {
 struct Side {
     /// `a`, `d`, `i`, `q` told.
     told: [bool; 4],
-    /// The sequence number of the last `s`, `h`, `f`, `r`.
-    last: [Option<u32>; 4],
+    /// The sequence number of the last packet with a SYN (`s` or `h`), a FIN, an RST.
+    last: [Option<u32>; 3],
     /// Occurrences of `c`, `g`, `t`, `w`.
     counts: [u64; 4],
 }
@@ -84,22 +89,38 @@ impl History {
     pub(super) fn segment(&mut self, role: Role, segment: &Segment) {
         let Segment { flags, seq, .. } = *segment;
         match (flags & SYN != 0, flags & FIN != 0, flags & RST != 0) {
-            (true, false, false) if flags & ACK == 0 => self.numbered(role, 0, seq),
-            (true, false, false) => self.numbered(role, 1, seq),
+            (true, false, false) => {
+                self.numbered(role, SYNS, if flags & ACK == 0 { 's' } else { 'h' }, seq);
+            }
+            // A FIN stands behind the payload, so one sent again without it is the same.
+            (false, true, false) => {
+                self.numbered(role, FINS, 'f', seq.wrapping_add(segment.payload));
+            }
+            (false, false, true) => self.numbered(role, RSTS, 'r', seq),
             (true, _, _) => self.once(role, 3),
             (false, true, true) => self.once(role, 2),
-            _ => {}
+            (false, false, false) if segment.payload > 0 => self.once(role, 1),
+            (false, false, false) if flags & ACK != 0 => self.once(role, 0),
+            (false, false, false) => {}
         }
-        if segment.payload > 0 {
-            self.once(role, 1);
-        } else if flags & (ACK | SYN | FIN | RST) == ACK {
-            self.once(role, 0);
+    }
+
+    /// A segment with a window of 0. It says nothing in or after an RST, and nobody waits for a window
+    /// after the peer's FIN.
+    pub(super) fn zero_window(&mut self, role: Role, flags: u8) {
+        let is_reset = flags & RST != 0 || self.sides[role as usize].last[RSTS].is_some();
+        if !is_reset && self.sides[role.peer() as usize].last[FINS].is_none() {
+            self.scaled(role, Scaled::ZeroWindow);
         }
-        match (flags & SYN != 0, flags & FIN != 0, flags & RST != 0) {
-            (false, true, false) => self.numbered(role, 2, seq),
-            (false, false, true) => self.numbered(role, 3, seq),
-            _ => {}
-        }
+    }
+
+    /// The other side is the originator after all, and no first packet was misjudged.
+    pub(super) fn turn(&mut self) {
+        let swap = |c: char| {
+            if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() }
+        };
+        self.letters = self.letters.chars().filter(|c| *c != '^').map(swap).collect();
+        self.sides.swap(0, 1);
     }
 
     /// One more occurrence.
@@ -121,10 +142,10 @@ impl History {
         }
     }
 
-    fn numbered(&mut self, role: Role, which: usize, seq: u32) {
+    fn numbered(&mut self, role: Role, which: usize, letter: char, seq: u32) {
         let last = self.sides[role as usize].last[which].replace(seq);
         if last != Some(seq) {
-            self.put(role, ['s', 'h', 'f', 'r'][which]);
+            self.put(role, letter);
         }
     }
 
@@ -149,6 +170,10 @@ mod tests {
     const R: Role = Role::Responder;
 
     fn history(packets: &[Sent]) -> String {
+        history_of(packets).into_letters()
+    }
+
+    fn history_of(packets: &[Sent]) -> History {
         let mut history = History::new(false);
         for (role, flags, seq, payload) in packets {
             let segment = Segment {
@@ -163,7 +188,7 @@ mod tests {
             };
             history.segment(*role, &segment);
         }
-        history.into_letters()
+        history
     }
 
     #[test]
@@ -187,8 +212,12 @@ mod tests {
             ("both sides", &[(O, SYN, 5, 0), (R, SYN, 5, 0)], "Ss"),
             ("RSTs", &[(R, RST, 1, 0), (R, RST, 1, 0), (R, RST | ACK, 9, 0)], "rr"),
             ("FINs", &[(O, FIN | ACK, 1, 0), (O, FIN | ACK, 1, 0), (O, FIN | ACK, 2, 0)], "FF"),
-            ("payload in the FIN", &[(O, FIN | ACK, 1, 9)], "DF"),
-            ("payload in the SYN", &[(O, SYN, 1, 9)], "SD"),
+            ("payload in the FIN", &[(O, FIN | ACK, 1, 9)], "F"),
+            ("that FIN again, bare", &[(O, FIN | ACK, 1, 9), (O, FIN | ACK, 10, 0)], "F"),
+            ("payload in the SYN", &[(O, SYN, 1, 9)], "S"),
+            ("payload in the RST", &[(O, RST, 1, 9)], "R"),
+            ("a SYN, then a SYN-ACK with its number", &[(O, SYN, 5, 0), (O, SYN | ACK, 5, 0)], "S"),
+            ("with another", &[(O, SYN, 5, 0), (O, SYN | ACK, 6, 0)], "SH"),
             ("neither ACK nor payload", &[(O, PSH, 1, 0)], ""),
             ("FIN and RST", &[(R, FIN | RST, 1, 0), (R, FIN | RST, 2, 0)], "i"),
             ("SYN and FIN", &[(O, SYN | FIN, 1, 0)], "Q"),
@@ -214,6 +243,33 @@ mod tests {
         history.scaled(R, Scaled::ZeroWindow);
         history.scaled(O, Scaled::Checksum);
         assert_eq!(history.into_letters(), "GwC");
+    }
+
+    #[test]
+    fn a_zero_window_is_told_unless_nobody_waits_for_one() {
+        for (name, before, flags, want) in [
+            ("of an ACK", &[][..], ACK, "W"),
+            ("of a SYN", &[], SYN, "W"),
+            ("of an RST", &[], RST, ""),
+            ("after the own FIN", &[(O, FIN | ACK, 1, 0)], ACK, "FW"),
+            ("after the peer's FIN", &[(R, FIN | ACK, 1, 0)], ACK, "f"),
+            ("after the own RST", &[(O, RST, 1, 0)], ACK, "R"),
+            ("after the peer's RST", &[(R, RST, 1, 0)], ACK, "rW"),
+        ] {
+            let mut history = history_of(before);
+            history.zero_window(O, flags);
+            assert_eq!(history.into_letters(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn it_can_be_turned_round() {
+        let mut history = History::new(true);
+        history.scaled(R, Scaled::Gap);
+        history.scaled(O, Scaled::Resent);
+        history.turn();
+        history.scaled(R, Scaled::Resent);
+        assert_eq!(history.into_letters(), "Gt");
     }
 
     #[test]

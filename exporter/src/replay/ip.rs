@@ -12,6 +12,8 @@ pub(super) struct IpPacket<'a> {
     /// Captured, without anything past the packet's end.
     bytes: &'a [u8],
     length: u32,
+    /// Says that it is longer than the frame that brought it.
+    overruns: bool,
 }
 
 /// A TCP segment as it was on the wire.
@@ -64,20 +66,23 @@ impl<'a> IpPacket<'a> {
         // by jumbograms (RFC 2675): then all of the frame is the packet.
         let length = told.unwrap_or(on_the_wire);
         let end = captured.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        Self { bytes: &captured[..end], length }
+        Self { bytes: &captured[..end], length, overruns: length > on_the_wire }
     }
 
     /// Reads it as TCP.
     ///
     /// # Errors
     /// [`Skip`]. A first fragment is a fragment, too: how long its payload is, and so where a FIN in it
-    /// stands, is not in it.
+    /// stands, is not in it. It need not even hold the whole TCP header, so that is asked first.
     pub(super) fn tcp(&self) -> Result<TcpPacket, Skip> {
-        let segment = parse(self)?;
-        let transport = self.transport().ok_or(Skip::Truncated)?;
-        if transport.more_fragments {
+        if self.transport().is_some_and(|t| t.protocol == TCP && t.more_fragments) {
             return Err(Skip::Fragment);
         }
+        let segment = parse(self)?;
+        if self.overruns {
+            return Err(Skip::BadHeader);
+        }
+        let transport = self.transport().ok_or(Skip::Truncated)?;
         let at = transport.offset + 14;
         let window = self.bytes.get(at..).and_then(<[u8]>::first_chunk::<2>);
         Ok(TcpPacket {
@@ -251,7 +256,8 @@ mod tests {
             ("cut in the payload", &whole[..42], 47, Ok(7)),
             ("cut behind the TCP header", &whole[..40], 47, Ok(7)),
             ("cut in the TCP header", &whole[..39], 47, Err(Skip::Truncated)),
-            ("a frame shortened without a trace", &whole[..42], 42, Ok(7)),
+            ("longer than its frame", &whole[..], 46, Err(Skip::BadHeader)),
+            ("longer than its frame, which was cut", &whole[..42], 46, Err(Skip::BadHeader)),
             ("padded by Ethernet", &padded[..], 46, Ok(0)),
             ("total length 0, cut", &offloaded[..100], 3040, Ok(3000)),
             ("payload length 0 of IPv6", &big_tcp[..], big_tcp.len(), Ok(90)),
@@ -268,11 +274,16 @@ mod tests {
         let mut later = v4(b"xx");
         later[7] = 1;
         let segment = &v4(b"xx")[20..];
+        let mut tiny = first[..28].to_vec();
+        tiny[3] = 28;
+        let tiny_v6 = v6(44, &[&[6, 0, 0, 1, 0, 0, 0, 9], &segment[..8]].concat());
         let v6_fragment = |low: u8| {
             let header = [6, 0, 0, low, 0, 0, 0, 9];
             v6(44, &[&header[..], segment].concat())
         };
         for (name, bytes, want) in [
+            ("first of IPv4, which ends in the TCP header", tiny, Err(Skip::Fragment)),
+            ("first of IPv6, which ends in the TCP header", tiny_v6, Err(Skip::Fragment)),
             ("first of IPv4", first, Err(Skip::Fragment)),
             ("later of IPv4", later, Err(Skip::Fragment)),
             ("first of IPv6", v6_fragment(1), Err(Skip::Fragment)),

@@ -21,18 +21,20 @@ mod summary;
 mod table;
 mod verdict;
 
-use std::fs::File;
 use std::future::Future;
+use std::io::Write as _;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tracing::info;
+use tokio::fs::File;
 
 use crate::config::{Output, Settings};
 use crate::dns::DnsStats;
 use crate::export::OwnSockets;
 use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
+use crate::record::RecordKind;
 use crate::run::{RunningOutput, dns_line, failed_output, finish_outputs, start_outputs};
 use capture::Capture;
 pub use capture::CaptureError;
@@ -112,15 +114,12 @@ pub async fn replay(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let path = file.display().to_string();
-    let open = |cause| CaptureError::Open { path: path.clone(), cause };
-    let input = File::open(file).map_err(open)?;
-    let metadata = input.metadata().map_err(open)?;
-    if metadata.is_dir() {
-        return Err(open(std::io::ErrorKind::IsADirectory.into()).into());
-    }
-    // Before the outputs: what is no capture is said without a heading.
-    let capture = Capture::new(&path, input)?;
     let stop = Stop::new(stop, settings.shutdown_timeout);
+    // Before the outputs: what is no capture is said without a heading.
+    let (capture, size) = tokio::select! {
+        opened = open(&path, file) => opened?,
+        () = stop.asked() => return Err(ReplayError::Stopped { path, packet: 0, offset: 0 }.into()),
+    };
     let mut replay = Replay {
         path,
         capture,
@@ -131,7 +130,8 @@ pub async fn replay(
         ),
         recorder: Recorder::new(settings),
         outputs: start_outputs(settings, &OwnSockets::default())?,
-        progress: Progress::new(metadata.len(), writes_to_stdout(settings)),
+        progress: Progress::new(size, writes_to_stdout(settings)),
+        handed: 0,
         max_flows: settings.max_flows,
         stop: stop.clone(),
     };
@@ -145,20 +145,36 @@ pub async fn replay(
     let Replay { engine, recorder, outputs, path, .. } = replay;
     outputs.iter().for_each(|output| output.queue.close());
     let ledgers = finish_outputs(outputs, stop.is_late()).await;
-    info!("{path}: {}", engine.summary());
-    if let Some(stats) = engine.dns_stats().filter(|stats| *stats != DnsStats::default()) {
-        info!("{}", dns_line(&stats));
-    }
-    for ledger in &ledgers {
-        for line in Line::all(&recorder.ledger, ledger) {
-            info!("{line}");
-        }
-    }
+    summarise(&path, &engine, &recorder.ledger, &ledgers);
     read.and(rest)?;
     if let Some(links) = engine.summary().only_unknown_links() {
         return Err(ReplayError::LinkType { path, links }.into());
     }
     all_delivered(&recorder.ledger, &ledgers)
+}
+
+/// Opens the file, and says how long it is. A pipe waits for its writer.
+async fn open(path: &str, file: &Path) -> Result<(Capture<File>, u64), CaptureError> {
+    let failed = |cause| CaptureError::Open { path: path.to_owned(), cause };
+    let input = File::open(file).await.map_err(failed)?;
+    let metadata = input.metadata().await.map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    Ok((Capture::new(path, input).await?, metadata.len()))
+}
+
+/// What became of packets, names and records, on stderr. It is what the user asked for, and not a
+/// message of the program about itself: `log.level` does not silence it.
+fn summarise(path: &str, engine: &Engine, all: &Ledger, outputs: &[Arc<OutputLedger>]) {
+    let dns = engine.dns_stats().filter(|stats| *stats != DnsStats::default());
+    let lines = std::iter::once(format!("{path}: {}", engine.summary()))
+        .chain(dns.map(|stats| dns_line(&stats)))
+        .chain(outputs.iter().flat_map(|o| Line::all(all, o).map(|line| line.to_string())));
+    for line in lines {
+        // Where stderr is gone there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 /// A capture on its way to the outputs.
@@ -169,6 +185,8 @@ struct Replay {
     recorder: Recorder,
     outputs: Vec<RunningOutput>,
     progress: Progress,
+    /// Records given to each output.
+    handed: u64,
     max_flows: usize,
     stop: Stop,
 }
@@ -176,26 +194,27 @@ struct Replay {
 impl Replay {
     /// Reads the file.
     async fn read(&mut self) -> anyhow::Result<()> {
+        let stop = self.stop.clone();
+        let mut asked = pin!(stop.asked());
         loop {
             for _ in 0..TURN {
-                let Some(packet) = self.capture.next().map_err(ReplayError::from)? else {
-                    return Ok(());
+                let next = tokio::select! {
+                    // Only where the file keeps it waiting is anything else looked at.
+                    biased;
+                    next = self.capture.next() => next,
+                    () = &mut asked => return Err(self.stopped().into()),
                 };
+                let Some(packet) = next.map_err(ReplayError::from)? else { return Ok(()) };
                 let taken = self.engine.packet(&packet);
                 if let Err(Full) = taken {
                     return Err(self.full().into());
                 }
                 self.deliver().await?;
             }
-            self.progress.at(self.capture.offset());
+            self.progress.at(self.capture.offset(), self.is_all_written());
             tokio::task::yield_now().await;
             if self.stop.is_asked() {
-                return Err(ReplayError::Stopped {
-                    path: self.path.clone(),
-                    packet: self.capture.packets(),
-                    offset: self.capture.offset(),
-                }
-                .into());
+                return Err(self.stopped().into());
             }
         }
     }
@@ -212,8 +231,9 @@ impl Replay {
     /// long as `shutdown.timeout` lets it.
     async fn deliver(&mut self) -> anyhow::Result<()> {
         while let Some(ended) = self.engine.next_end() {
-            self.progress.make_way();
             let Some(record) = self.recorder.record(ended) else { continue };
+            self.progress.make_way();
+            self.handed += 1;
             for output in &self.outputs {
                 tokio::select! {
                     () = output.queue.room() => {}
@@ -226,6 +246,22 @@ impl Replay {
             }
         }
         Ok(())
+    }
+
+    /// Whether no output is about to write. Counters are compared that only grow.
+    fn is_all_written(&self) -> bool {
+        self.outputs.iter().all(|RunningOutput { ledger, .. }| {
+            let dropped: u64 = DropCause::ALL.iter().map(|cause| ledger.dropped(*cause)).sum();
+            ledger.of(RecordKind::End).exported.get() + dropped >= self.handed
+        })
+    }
+
+    fn stopped(&self) -> ReplayError {
+        ReplayError::Stopped {
+            path: self.path.clone(),
+            packet: self.capture.packets(),
+            offset: self.capture.offset(),
+        }
     }
 
     fn full(&self) -> ReplayError {

@@ -36,10 +36,19 @@ impl Stop {
         *self.0.borrow() >= Phase::Asked
     }
 
+    /// Ready when nothing more is to be read.
+    pub(super) async fn asked(&self) {
+        self.reached(Phase::Asked).await;
+    }
+
     /// Ready when nothing more is to be sent.
     pub(super) async fn is_late(&self) {
+        self.reached(Phase::Late).await;
+    }
+
+    async fn reached(&self, least: Phase) {
         let mut phase = self.0.clone();
-        if phase.wait_for(|phase| *phase == Phase::Late).await.is_err() {
+        if phase.wait_for(|phase| *phase >= least).await.is_err() {
             // The runtime is shutting down, and this with it.
             std::future::pending::<()>().await;
         }
@@ -60,6 +69,7 @@ mod tests {
         drop(ask);
         tokio::task::yield_now().await;
         assert!(stop.is_asked());
+        stop.asked().await;
         let before = tokio::time::Instant::now();
         stop.is_late().await;
         assert_eq!(before.elapsed(), grace);

@@ -24,12 +24,38 @@ pub(super) struct Mark {
 pub(super) struct Placed {
     /// Holds bytes that were seen before.
     pub(super) resent: bool,
+    /// Ends beyond what was seen before.
+    pub(super) advances: bool,
     /// Its gap in front was acknowledged already: the capture lacks it.
     pub(super) gaps: u32,
 }
 
+/// What the receiver of an RST may think of its sequence number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResetFit {
+    /// Just what it expects.
+    Expected,
+    /// Past what was seen: forged, or the capture lacks what came before it.
+    PastGap,
+    /// It lies behind, or is of another stream.
+    Outside,
+}
+
+/// The end of a stream.
+#[derive(Clone, Copy, Debug)]
+struct Fin {
+    at: i64,
+    mark: Mark,
+    /// The other side has it, so it is real.
+    acked: bool,
+}
+
 /// The sequence space of one sender. Positions count from the first byte after the SYN, or from the
 /// first byte seen; they do not wrap.
+///
+/// Anybody can forge what lies far ahead, so that is believed only once another packet agrees: an
+/// acknowledgement of more than was seen waits in `claimed`, a FIN past a gap in `early_fin`. A
+/// segment of the sender's that shows how far it has come (it carries SND.NXT) refutes both.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     isn: Option<u32>,
@@ -38,12 +64,16 @@ pub(super) struct Stream {
     low: i64,
     /// After the last payload byte seen.
     next: i64,
-    /// The highest acknowledgement number of the other side.
-    acked: Option<u32>,
+    has_payload: bool,
+    /// The highest acknowledgement by the other side, of what was seen.
+    acked: Option<i64>,
+    /// The last acknowledgement number of more than was seen.
+    claimed: Option<u32>,
     holes: SmallVec<[(i64, i64); 1]>,
-    /// More holes than are remembered.
+    /// More holes than are remembered, or more was sent than was seen.
     inexact: bool,
-    fin: Option<(i64, Mark)>,
+    fin: Option<Fin>,
+    early_fin: Option<(i64, Mark)>,
     /// Packets sent.
     pub(super) packets: u32,
     /// Packets that repeated payload, a SYN or a FIN.
@@ -62,95 +92,146 @@ impl Stream {
             return;
         }
         self.isn = Some(isn);
-        self.base.get_or_insert(isn.wrapping_add(1));
+        let begin = isn.wrapping_add(1);
+        match self.position(begin) {
+            Some(at) if at == self.low => {}
+            // The capture lacks the beginning.
+            Some(at) if self.has_payload && at < self.low && self.is_near(at) => {
+                self.open_hole(at, self.low);
+                self.low = at;
+            }
+            Some(_) if self.has_payload => {}
+            // Nothing yet, or the challenge ACK of an older connection (RFC 9293, section 3.5.1).
+            _ => {
+                self.base = Some(begin);
+                (self.low, self.next, self.acked) = (0, 0, None);
+                (self.fin, self.early_fin) = (None, None);
+            }
+        }
+        self.reconcile();
     }
 
     /// Whether `seq` is where the stream begins, as far as it was seen or acknowledged.
     pub(super) fn begins_at(&self, seq: u32) -> bool {
-        self.position(seq) == Some(self.low) || (self.base.is_none() && self.acked == Some(seq))
+        self.position(seq) == Some(self.low) || (self.base.is_none() && self.claimed == Some(seq))
     }
 
-    /// Takes in payload.
+    /// Takes in payload; without any, where the sender stands.
     pub(super) fn place(&mut self, seq: u32, payload: u32) -> Placed {
         let mut placed = Placed::default();
         if self.base.is_none() {
             self.base = Some(seq);
         }
         let Some(from) = self.position(seq).filter(|p| self.is_near(*p)) else { return placed };
+        // What the capture began with was a keepalive: it carries the number before SND.NXT.
+        if self.isn.is_none() && !self.has_payload && self.fin.is_none() && from == self.low + 1 {
+            (self.low, self.next) = (from, from);
+        }
         let to = from + i64::from(payload);
-        if payload == 0 {
-            return placed;
+        if payload > 0 && !self.fin.is_some_and(|fin| fin.acked && to > fin.at) {
+            self.has_payload = true;
+            // A FIN is the last thing in the sequence space: what lies beyond proves it false.
+            self.fin = self.fin.filter(|fin| fin.at >= to);
+            let before = self.next;
+            placed.advances = to > before;
+            if from > before {
+                self.open_hole(before, from);
+            }
+            self.next = before.max(to);
+            placed.resent = from < before && self.fill(from, to.min(before));
+            self.accept_early_fin();
         }
-        // A FIN is the last thing in the sequence space: what lies beyond proves it false.
-        self.fin = self.fin.filter(|(at, _)| *at >= to);
-        let before = self.next;
-        if from > before {
-            let is_acked = self.acked_position().is_some_and(|acked| acked >= from);
-            if is_acked { placed.gaps += 1 } else { self.open_hole(before, from) }
-        }
-        self.next = self.next.max(to);
-        if from < before {
-            placed.resent = self.fill(from, to.min(before));
-        }
+        placed.gaps = self.reconcile();
         placed
+    }
+
+    /// A segment without payload carries the number of what its sender sends next: where that is just
+    /// what was seen, nothing can lie beyond.
+    pub(super) fn stands_at(&mut self, seq: u32) {
+        if self.position(seq) == Some(self.end()) {
+            self.claimed = None;
+            self.early_fin = self.early_fin.filter(|(at, _)| *at <= self.next);
+        }
     }
 
     /// Takes in an acknowledgement by the other side: how many gaps it proves to be the capture's.
     pub(super) fn acknowledge(&mut self, ack: u32) -> u32 {
-        let is_new = self.acked.is_none_or(|old| ack.wrapping_sub(old).cast_signed() > 0);
-        if !is_new || !self.position(ack).is_none_or(|p| self.is_near(p)) {
-            return 0;
+        match self.position(ack) {
+            Some(at) if !self.is_near(at) => 0,
+            // Nothing was sent before the SYN: it is about an older connection.
+            Some(at) if self.isn.is_some() && at < self.low => 0,
+            Some(at) if at <= self.end() => self.believe(at),
+            _ => {
+                self.claimed = Some(ack);
+                self.reconcile()
+            }
         }
-        self.acked = Some(ack);
-        let Some(acked) = self.position(ack) else { return 0 };
-        let before = self.holes.len();
-        self.holes.retain(|(_, to)| *to > acked);
-        let mut gaps = u32::try_from(before - self.holes.len()).unwrap_or(u32::MAX);
-        if let Some((fin, _)) = self.fin
-            && fin > self.next
-            && acked >= fin
-        {
-            self.next = fin;
-            gaps += 1;
-        }
-        gaps
     }
 
     /// Takes in a FIN; `seq` is its own sequence number, after the payload. Whether it repeats one.
     pub(super) fn finish(&mut self, seq: u32, mark: Mark) -> bool {
         let Some(at) = self.position(seq).filter(|p| self.is_near(*p)) else { return false };
-        match self.fin {
-            Some((fin, _)) => fin == at,
-            None if at < self.next => false,
-            None => {
-                self.fin = Some((at, mark));
-                false
+        let known = [self.fin.map(|fin| fin.at), self.early_fin.map(|(early, _)| early)];
+        if known.contains(&Some(at)) {
+            return true;
+        }
+        if at >= self.next && !self.fin.is_some_and(|fin| fin.acked) {
+            self.early_fin = Some((at, mark));
+            self.accept_early_fin();
+            self.reconcile();
+            if self.fin() == Some(mark) {
+                // It says itself that nothing lies beyond.
+                self.claimed = None;
             }
         }
+        false
+    }
+
+    /// No more packets come: a FIN past a gap stands if nothing spoke against it.
+    pub(super) fn settle(&mut self) {
+        if let (None, Some((at, mark))) = (self.fin, self.early_fin) {
+            self.fin = Some(Fin { at, mark, acked: false });
+        }
+    }
+
+    /// More was sent than was seen.
+    pub(super) const fn lacks_its_end(&mut self) {
+        self.inexact = true;
     }
 
     /// The packet whose FIN ended the stream.
     pub(super) fn fin(&self) -> Option<Mark> {
-        self.fin.map(|(_, mark)| mark)
+        self.fin.map(|fin| fin.mark)
     }
 
-    /// Whether this payload lies behind the stream's FIN: then it is of another connection.
+    /// Whether this payload lies behind the stream's FIN.
     pub(super) fn is_behind_fin(&self, seq: u32, payload: u32) -> bool {
         let end = self.position(seq).map(|at| at + i64::from(payload));
-        payload > 0 && self.fin.zip(end).is_some_and(|((fin, _), end)| end > fin)
+        payload > 0 && self.fin.zip(end).is_some_and(|(fin, end)| end > fin.at)
     }
 
-    /// Whether an RST with this sequence number is just what its receiver may expect: at or after what
-    /// it acknowledged, and not past what was sent to it (RFC 5961, section 3.2). Linux takes the
+    /// What the receiver of an RST with this sequence number thinks of it. It expects one at or after
+    /// what it acknowledged, and not past what was sent to it (RFC 5961, section 3.2). Linux takes the
     /// number before it, too, once it has the FIN (`tcp_reset_check`).
-    pub(super) fn may_reset_at(&self, seq: u32) -> bool {
+    pub(super) fn reset_fit(&self, seq: u32) -> ResetFit {
         let Some(at) = self.position(seq) else {
             // Nothing of the sender was seen, so all is known from the acknowledgements.
-            return self.acked.is_none_or(|acked| acked == seq);
+            let ahead = self.claimed.map_or(0, |ack| seq.wrapping_sub(ack).cast_signed());
+            return match i64::from(ahead) {
+                0 => ResetFit::Expected,
+                1..=MAX_WINDOW => ResetFit::PastGap,
+                _ => ResetFit::Outside,
+            };
         };
-        let acked = self.acked_position().unwrap_or(self.low);
-        let low = self.fin.map_or(acked, |(fin, _)| acked.min(fin));
-        (low..=self.end().max(acked)).contains(&at)
+        let acked = self.acked.unwrap_or(self.low).max(self.low);
+        let low = self.fin.map_or(acked, |fin| acked.min(fin.at));
+        if at < low || !self.is_near(at) {
+            ResetFit::Outside
+        } else if at <= self.end() || self.claimed == Some(seq) {
+            ResetFit::Expected
+        } else {
+            ResetFit::PastGap
+        }
     }
 
     /// Whether `ack` acknowledges something that this side sent, and nothing that it did not.
@@ -164,10 +245,11 @@ impl Stream {
     /// a FIN may be among what is missing.
     pub(super) fn bytes(&self) -> Option<u64> {
         if self.base.is_none() {
-            return self.acked.is_none().then_some(0);
+            return self.claimed.is_none().then_some(0);
         }
-        let tail_is_missing = self.fin.is_some_and(|(fin, _)| fin > self.next)
-            || self.acked_position().is_some_and(|acked| acked > self.end());
+        let tail_is_missing = self.fin.is_some_and(|fin| fin.at > self.next)
+            || self.early_fin.is_some()
+            || self.claimed.is_some();
         if self.inexact || !self.holes.is_empty() || tail_is_missing {
             return None;
         }
@@ -176,11 +258,7 @@ impl Stream {
 
     /// After everything sent, the FIN included.
     fn end(&self) -> i64 {
-        self.fin.map_or(self.next, |(fin, _)| fin.max(self.next) + 1)
-    }
-
-    fn acked_position(&self) -> Option<i64> {
-        self.acked.and_then(|acked| self.position(acked))
+        self.fin.map_or(self.next, |fin| fin.at.max(self.next) + 1)
     }
 
     fn position(&self, seq: u32) -> Option<i64> {
@@ -192,6 +270,50 @@ impl Stream {
 
     const fn is_near(&self, position: i64) -> bool {
         (position - self.next).abs() <= MAX_WINDOW
+    }
+
+    /// What was claimed, if by now the sender was seen to have come that far: how many gaps it proves
+    /// to be the capture's.
+    fn reconcile(&mut self) -> u32 {
+        let Some((ack, at)) = self.claimed.and_then(|ack| Some((ack, self.position(ack)?))) else {
+            return 0;
+        };
+        if let Some((fin, mark)) = self.early_fin
+            && fin + 1 == at
+        {
+            // Both sides agree on that FIN. The bytes before it are no gap worth a letter: Zeek
+            // leaves out those at the very end, too.
+            self.fin = Some(Fin { at: fin, mark, acked: true });
+            (self.early_fin, self.next) = (None, fin);
+        }
+        let is_old = self.isn.is_some() && at < self.low;
+        let is_open = self.is_near(at) && at > self.end() && !is_old;
+        self.claimed = is_open.then_some(ack);
+        if is_open || is_old || !self.is_near(at) { 0 } else { self.believe(at) }
+    }
+
+    fn believe(&mut self, at: i64) -> u32 {
+        self.acked = self.acked.max(Some(at));
+        let before = self.holes.len();
+        self.holes.retain(|(_, to)| *to > at);
+        let gaps = before - self.holes.len();
+        self.accept_early_fin();
+        if let Some(fin) = &mut self.fin {
+            fin.acked |= at > fin.at;
+        }
+        u32::try_from(gaps).unwrap_or(u32::MAX)
+    }
+
+    /// A FIN that turns out to stand right behind everything else.
+    fn accept_early_fin(&mut self) {
+        let Some((at, mark)) = self.early_fin.filter(|(at, _)| *at >= self.next) else {
+            self.early_fin = None;
+            return;
+        };
+        if at == self.next && self.holes.is_empty() {
+            self.fin = Some(Fin { at, mark, acked: false });
+            self.early_fin = None;
+        }
     }
 
     fn open_hole(&mut self, from: i64, to: i64) {
@@ -247,8 +369,10 @@ mod tests {
         Data(u32, u32),
         Fin(u32),
         Ack(u32),
+        /// A segment with nothing but an acknowledgement.
+        Bare(u32),
     }
-    use Do::{Ack, Data, Fin, Syn};
+    use Do::{Ack, Bare, Data, Fin, Syn};
 
     /// Name, steps; bytes, packets that repeat something, gaps of the capture.
     type Case<'a> = (&'a str, &'a [Do], Option<u64>, u32, u32);
@@ -266,6 +390,10 @@ mod tests {
                 }
                 Fin(seq) => resent += u32::from(stream.finish(seq, MARK)),
                 Ack(ack) => gaps += stream.acknowledge(ack),
+                Bare(seq) => {
+                    stream.place(seq, 0);
+                    stream.stands_at(seq);
+                }
             }
         }
         (stream, resent, gaps)
@@ -300,9 +428,31 @@ mod tests {
             ("acknowledged before seen", &[Syn(0), Ack(16), Data(11, 5)], Some(15), 0, 1),
             ("acknowledged in part", &[Syn(0), Data(11, 5), Ack(6)], None, 0, 0),
             ("a gap before the FIN", &[Syn(0), Data(1, 5), Fin(11)], None, 0, 0),
-            ("an acknowledged one", &[Syn(0), Data(1, 5), Fin(11), Ack(12)], Some(10), 0, 1),
+            ("an acknowledged one", &[Syn(0), Data(1, 5), Fin(11), Ack(12)], Some(10), 0, 0),
+            ("one filled later", &[Syn(0), Data(1, 5), Fin(11), Data(6, 5)], Some(10), 0, 0),
+            ("its FIN again", &[Syn(0), Data(1, 5), Fin(11), Fin(11), Ack(12)], Some(10), 1, 0),
+            ("a FIN behind a hole", &[Syn(0), Data(11, 5), Fin(16), Ack(17)], Some(15), 0, 1),
+            ("a forged FIN", &[Syn(0), Fin(999), Data(1, 5), Fin(6), Ack(7)], Some(5), 0, 0),
+            ("a forged FIN, refuted", &[Syn(0), Fin(999), Data(1, 5), Bare(6)], Some(5), 0, 0),
+            (
+                "data behind an acknowledged FIN",
+                &[Syn(0), Fin(1), Ack(2), Data(1, 9)],
+                Some(0),
+                0,
+                0,
+            ),
             ("more acknowledged than seen", &[Syn(0), Data(1, 5), Ack(20)], None, 0, 0),
+            ("that, refuted", &[Syn(0), Data(1, 5), Ack(20), Bare(6)], Some(5), 0, 0),
+            ("that, refuted by the FIN", &[Syn(0), Data(1, 5), Ack(20), Fin(6)], Some(5), 0, 0),
+            ("that, caught up with", &[Syn(0), Data(1, 5), Ack(20), Data(6, 14)], Some(19), 0, 0),
             ("only acknowledged", &[Ack(20)], None, 0, 0),
+            ("acknowledged below the SYN", &[Syn(100), Ack(77), Data(101, 5)], Some(5), 0, 0),
+            ("a SYN after a stray ACK", &[Bare(90_000), Syn(0), Data(1, 5)], Some(5), 0, 0),
+            ("a SYN after its data", &[Data(1, 5), Syn(0)], Some(5), 0, 0),
+            ("a SYN after later data", &[Data(6, 5), Syn(0)], None, 0, 0),
+            ("that gap, acknowledged", &[Data(6, 5), Syn(0), Ack(11)], Some(10), 0, 1),
+            ("a keepalive first", &[Bare(10), Ack(11), Data(11, 5), Ack(16)], Some(5), 0, 0),
+            ("only keepalives", &[Bare(10), Ack(11), Bare(10), Ack(11), Bare(10)], Some(0), 0, 0),
             ("a repeated FIN", &[Syn(0), Data(1, 5), Fin(6), Fin(6), Ack(7)], Some(5), 1, 0),
             ("a false FIN", &[Syn(0), Fin(6), Data(1, 20), Fin(21), Ack(22)], Some(20), 0, 0),
             ("a FIN in the middle", &[Syn(0), Data(1, 20), Fin(11), Ack(21)], Some(20), 0, 0),
@@ -347,23 +497,30 @@ mod tests {
 
     #[test]
     fn an_rst_counts_where_its_receiver_expects_it() {
+        use ResetFit::{Expected, Outside, PastGap};
         let open = [Syn(0), Data(1, 10), Ack(6)];
         let closed = [Syn(0), Data(1, 10), Fin(11), Ack(12)];
+        let claimed = [Syn(0), Data(1, 10), Ack(6), Ack(30)];
         for (name, steps, seq, want) in [
-            ("at the end", &open[..], 11, true),
-            ("what was acknowledged", &open, 6, true),
-            ("in flight", &open, 8, true),
-            ("acknowledged long ago", &open, 5, false),
-            ("past the end", &open, 12, false),
-            ("forged", &open, 0x4000_0000, false),
-            ("after the FIN", &closed, 12, true),
-            ("just before it", &closed, 11, true),
-            ("before that", &closed, 10, false),
-            ("of a silent side, as acknowledged", &[Ack(50)], 50, true),
-            ("of a silent side, elsewhere", &[Ack(50)], 51, false),
-            ("nothing is known", &[], 99, true),
+            ("at the end", &open[..], 11, Expected),
+            ("what was acknowledged", &open, 6, Expected),
+            ("in flight", &open, 8, Expected),
+            ("acknowledged long ago", &open, 5, Outside),
+            ("past the end", &open, 12, PastGap),
+            ("forged", &open, 0x4000_1000, Outside),
+            ("after the FIN", &closed, 12, Expected),
+            ("just before it", &closed, 11, Expected),
+            ("before that", &closed, 10, Outside),
+            ("a claim moves no bound", &claimed, 6, Expected),
+            ("where the claim is", &claimed, 30, Expected),
+            ("elsewhere", &claimed, 29, PastGap),
+            ("below the SYN", &[Syn(100), Ack(77)], 77, Outside),
+            ("of a silent side, as acknowledged", &[Ack(50)], 50, Expected),
+            ("of a silent side, past that", &[Ack(50)], 51, PastGap),
+            ("of a silent side, before that", &[Ack(50)], 49, Outside),
+            ("nothing is known", &[], 99, Expected),
         ] {
-            assert_eq!(after(steps).0.may_reset_at(seq), want, "{name}");
+            assert_eq!(after(steps).0.reset_fit(seq), want, "{name}");
         }
     }
 }

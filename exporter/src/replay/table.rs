@@ -81,8 +81,11 @@ impl Table {
         }
         match current.belongs(packet) {
             Belongs::Here => {
+                let end = current.end();
                 current.apply(packet);
-                self.file(pair);
+                if current.end() != end {
+                    self.file(pair);
+                }
             }
             Belongs::ToNext => {
                 self.take_out(pair, &mut out);
@@ -133,13 +136,11 @@ impl Table {
         Ok(())
     }
 
-    /// Keeps open ones and those that are over apart.
+    /// Keeps open ones and those that are over apart. One that was refused may go on, and end again.
     fn file(&mut self, pair: Pair) {
-        if self.open.get(&pair).is_some_and(Conversation::is_over)
-            && let Some(conversation) = self.open.remove(&pair)
-        {
-            self.over.insert(pair, conversation);
-        }
+        let Some(conversation) = self.remove(pair) else { return };
+        let kind = if conversation.is_over() { &mut self.over } else { &mut self.open };
+        kind.insert(pair, conversation);
     }
 
     fn remove(&mut self, pair: Pair) -> Option<Conversation> {
@@ -177,10 +178,11 @@ fn leave(
 }
 
 fn hand_out(
-    conversation: Conversation,
+    mut conversation: Conversation,
     unless_over: Leaving,
     out: &mut impl FnMut(Conversation, Leaving),
 ) {
+    conversation.settle();
     let leaving = if conversation.is_over() { Leaving::Over } else { unless_over };
     out(conversation, leaving);
 }

@@ -76,7 +76,9 @@ impl Verdicts {
 /// its receiver expects: those that are not were sorted out before, packet by packet.
 fn events(conversation: &Conversation, leaving: Leaving) -> Vec<Event> {
     let mut script = Script { conversation, state: TcpState::Established, events: Vec::new() };
-    if let Some(mark) = conversation.syn {
+    // An acknowledged SYN-ACK proves that there was a SYN before the capture.
+    let answered = conversation.syn_ack.filter(|_| conversation.handshake_ack.is_some());
+    if let Some(mark) = conversation.syn.or(answered) {
         script.state = TcpState::SynSent;
         script.add(EventKind::SegmentOut, SYN, script.state, mark);
     } else {
@@ -210,6 +212,7 @@ fn lay_over(end: ConnectionEnd, conversation: Conversation, local: Role) -> Conn
     let start = conversation.syn.unwrap_or(conversation.first).time_ns;
     ConnectionEnd {
         start_ns: start,
+        start_known: conversation.syn.is_some(),
         end_ns: conversation.end().unwrap_or(conversation.last).time_ns.max(start),
         conn_state: conn_state(end.conn_state, &conversation),
         half_close_ns: fins.map(|(a, b)| a.time_ns.abs_diff(b.time_ns)),

@@ -2,7 +2,7 @@
 
 mod packets;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use packets::*;
@@ -459,4 +459,73 @@ fn sigint_stops_reading_and_sends_what_there_is() {
         "{last}"
     );
     assert!(stderr.contains("; connections ") && stderr.contains("json: seen "), "{stderr}");
+}
+
+#[test]
+fn the_summary_does_not_depend_on_the_log_level() {
+    let run = replay_with(&plain(), &["--set=log.level=error"]).good();
+    assert!(run.stderr.contains("capture: packets 10 = tcp 10; connections 1"), "{}", run.stderr);
+    assert!(run.stderr.contains("json: seen 1 = exported 1"), "{}", run.stderr);
+}
+
+/// A replay that reads from a pipe. The first half of a capture is in it, and nothing more comes; the
+/// record that a reused pair of ports yields shows that it was read.
+fn waiting() -> (std::process::Child, std::process::ChildStdin) {
+    let mut packets = connection(CLIENT, SERVER);
+    packets.push(at(20_000, segment(CLIENT, SERVER, SYN, 90_000, 0, b"")));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flowend"))
+        .env_clear()
+        .args(["replay", "/dev/stdin", "--output", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&pcap(Order::Little, false, RAW, &packets)).unwrap();
+    (child, stdin)
+}
+
+fn interrupt(child: &std::process::Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+}
+
+#[test]
+fn sigint_is_heeded_while_a_pipe_keeps_it_waiting() {
+    let (mut child, stdin) = waiting();
+    let mut first = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut first).unwrap();
+    assert!(first.contains("\"flowend.end.reason\":\"fin\""), "{first}");
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("packets 11 = tcp 11; connections 2"), "{stderr}");
+    assert!(stderr.lines().last().unwrap().contains("stopped after packet 11"), "{stderr}");
+    assert!(rest.contains("\"flowend.end.reason\":\"open\""), "what there is is sent: {rest}");
+}
+
+#[test]
+fn a_second_sigint_ends_it_at_once() {
+    let (_folder, mut command) = command(&refused(1000));
+    // Nobody reads the pipe that it writes to, so it would wait for an hour.
+    command.args(["--set=export.queue_records=1", "--set=flows.max=10"]);
+    command.arg("--set=shutdown.timeout=1h");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::with_capacity(1, child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    // Signals of one kind that come together are one: repeated until it has understood.
+    while child.try_wait().unwrap().is_none() {
+        interrupt(&child);
+        std::thread::yield_now();
+    }
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("stopped at once by a second signal"), "{stderr}");
 }
