@@ -73,12 +73,20 @@ impl RingSource {
     /// Hands out what is in the ring.
     pub fn drain(&mut self, mut take: impl FnMut(&RingItem<'_>)) -> Drained {
         let ring = &mut self.ring.get_mut().0;
+        let mut again = false;
         for _ in 0..MAX_DRAIN {
             let Some(item) = ring.next() else {
                 // What is being written holds back what lies behind it; only the kernel can tell.
-                let is_empty = !has_data(ring.as_fd());
-                return if is_empty { Drained::Empty } else { Drained::HeldBack };
+                if !has_data(ring.as_fd()) {
+                    return Drained::Empty;
+                }
+                // Or it came just now.
+                if std::mem::replace(&mut again, true) {
+                    return Drained::HeldBack;
+                }
+                continue;
             };
+            again = false;
             match RingItem::decode(&item) {
                 Ok(item) => take(&item),
                 Err(_) => self.malformed += 1,

@@ -215,6 +215,8 @@ impl Connection {
             let facts = Facts::of(self, &Context::default());
             return Some(match facts.reason {
                 Reason::Vanished => UNEXPLAINED_NS,
+                // An error report would tell more, and may come late.
+                Reason::Aborted | Reason::Timeout if !self.gave_up => UNEXPLAINED_NS,
                 // After a shutdown() the application may reset all the same.
                 Reason::Fin if facts.rests_on_absence() => HALF_CLOSED_NS,
                 _ => SETTLE_NS,

@@ -29,9 +29,11 @@ const ENDING: [u16; 12] = [
 /// Errors remembered at most. They matter for a moment only.
 const LIMIT: usize = 8192;
 
-/// An error belongs to the CLOSE of the same addresses and ports within this time, ns. Both happen in
-/// one go, in either order (net/ipv4/tcp_timer.c, tcp_write_err; net/ipv4/tcp.c, tcp_done_with_error).
-const NEAR_NS: u64 = 10_000_000;
+/// An error belongs to the CLOSE of the same addresses and ports so long before it, ns, and so long after
+/// it. Both happen in one go, in either order (net/ipv4/tcp_timer.c, tcp_write_err; net/ipv4/tcp.c,
+/// tcp_done_with_error); but a virtual CPU may stand still in between.
+const BEFORE_NS: u64 = 100_000_000;
+const AFTER_NS: u64 = 500_000_000;
 
 /// An error.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +63,8 @@ impl Errors {
 
     /// The error with which the connection of these endpoints closed at `closed_ns`.
     pub(super) fn of(&self, ends: (Endpoint, Endpoint), closed_ns: u64) -> Option<Reported> {
-        self.0.peek(&ends).filter(|e| e.time_ns.abs_diff(closed_ns) <= NEAR_NS).copied()
+        let near = closed_ns.saturating_sub(BEFORE_NS)..=closed_ns.saturating_add(AFTER_NS);
+        self.0.peek(&ends).filter(|e| near.contains(&e.time_ns)).copied()
     }
 
     /// The latest error of these endpoints since `alive_ns`, when their socket was last seen.

@@ -370,3 +370,20 @@ fn a_connection_takes_no_more_memory_than_the_documents_say() {
     let in_the_table = size_of::<Connection>() + 2 * size_of::<usize>() + 2 * 16;
     assert!(in_the_table <= 700, "{in_the_table} bytes");
 }
+
+#[test]
+fn an_error_report_may_come_late() {
+    let s = out().established().after(9_000_000).out(RST | ACK, TcpState::Established);
+    let s = s.closed_with_keepalive(TcpState::Established, 3_000);
+    assert_eq!(due(&s), UNEXPLAINED_NS);
+    for (after_us, reason) in [(300_000, Reason::Timeout), (700_000, Reason::Aborted)] {
+        let mut table =
+            FlowTable::new(FlowSettings { errors_reported: true, ..FlowSettings::default() });
+        let mut ends = Vec::new();
+        for event in s.clone().after(after_us).error(110).events {
+            table.apply(&event, &mut keep(&mut ends));
+        }
+        table.finish(&mut keep(&mut ends));
+        assert_eq!(ends[0].reason, reason, "{after_us} us");
+    }
+}
