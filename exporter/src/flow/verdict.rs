@@ -315,10 +315,7 @@ pub(super) fn conclude(c: &Connection, context: &Context) -> ConnectionEnd {
     let facts = Facts::of(c, context);
     let end_ns = facts.end_ns(c, context);
     // Of a FIN that is sent again, the first time may be lost.
-    let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|(local, remote)| {
-        c.begins_seen() && !context.lost_since(c.syn_ns)
-            || !context.lost_since(Some(*local.min(remote)))
-    });
+    let both_fins = facts.fin_local.zip(facts.fin_remote).filter(|_| !context.lossy);
     ConnectionEnd {
         start_known: facts.start_known,
         end_ns: end_ns.unwrap_or_else(|| c.looked.missed_ns.max(c.last_ns())),

@@ -387,3 +387,21 @@ fn an_error_report_may_come_late() {
         assert_eq!(ends[0].reason, reason, "{after_us} us");
     }
 }
+
+#[test]
+fn a_half_close_is_not_measured_from_a_fin_that_was_sent_before_unseen() {
+    let before = out().established().moved(1, 1);
+    let lost_ns = before.now_us * 1000;
+    // The first FIN is lost on its way to user space; the one that is sent again is not.
+    let script = before.after(200_000).fin_out(TcpState::FinWait1).after(1000);
+    let script = script.fin_in(TcpState::FinWait2).closed(TcpState::FinWait2);
+    assert!(script.ends()[0].half_close_ns.is_some());
+    let mut table = table(10);
+    let mut ends = Vec::new();
+    table.note_loss(lost_ns);
+    for event in &script.events {
+        table.apply(event, &mut keep(&mut ends));
+    }
+    table.finish(&mut keep(&mut ends));
+    assert_eq!((ends[0].reason, ends[0].half_close_ns), (Reason::Fin, None));
+}
