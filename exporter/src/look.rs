@@ -18,7 +18,7 @@ use crate::cgroup::{self, Paths};
 use crate::clock;
 use crate::diag::{self, Namespace, ProcessFilter, Snapshot, SnapshotOptions, Socket, SocketKind};
 use crate::enrich::is_in_initial_pid_namespace;
-use crate::flow::{Census, Direction, LOOKS, OpenSocket, Running};
+use crate::flow::{Census, Counters, Direction, LOOKS, OpenSocket, Running};
 
 /// Sockets that one look takes in at most; each is about 500 bytes for the time that it takes, less those
 /// in TIME-WAIT.
@@ -264,8 +264,9 @@ fn look(
     let open = all().filter(|(_, s)| s.kind == SocketKind::Whole).map(|(_, s)| s.cookie).collect();
     let sockets = all()
         .filter(|(_, socket)| socket.kind != SocketKind::Request)
-        .map(|(namespace, socket)| open_socket(namespace, socket, &cgroups))
-        .filter(|socket| socket.watched || socket.state == TcpState::TimeWait)
+        .map(|(namespace, socket)| (namespace, socket, is_in(&cgroups, socket)))
+        .filter(|(_, socket, watched)| *watched || socket.kind == SocketKind::TimeWait)
+        .map(|(namespace, socket, watched)| open_socket(namespace, socket, watched))
         .collect();
     let census = Census {
         begun_ns,
@@ -285,7 +286,11 @@ fn look(
     Ok((Look { census, owners }, snapshot))
 }
 
-fn open_socket(namespace: &Namespace, socket: &Socket, cgroups: &HashSet<u64>) -> OpenSocket {
+fn is_in(cgroups: &HashSet<u64>, socket: &Socket) -> bool {
+    socket.cgroup_id.is_some_and(|id| cgroups.contains(&id))
+}
+
+fn open_socket(namespace: &Namespace, socket: &Socket, watched: bool) -> OpenSocket {
     let is_minisocket = socket.kind == SocketKind::TimeWait;
     OpenSocket {
         cookie: socket.cookie,
@@ -300,7 +305,7 @@ fn open_socket(namespace: &Namespace, socket: &Socket, cgroups: &HashSet<u64>) -
             diag::direction(socket, &namespace.listeners)
         },
         direction_is_exact: diag::exact_direction(socket).is_some(),
-        watched: socket.cgroup_id.is_some_and(|id| cgroups.contains(&id)),
+        watched,
         running: running(socket),
     }
 }
@@ -312,14 +317,16 @@ fn running(socket: &Socket) -> Option<Running> {
         matches!(socket.state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing);
     let known = |us: u32| (us != 0 && us != u32::MAX).then_some(us);
     Some(Running {
-        bytes_sent: info
-            .bytes_sent
-            .zip(info.bytes_retrans)
-            .and_then(|(all, again)| all.checked_sub(again)),
-        bytes_received: info.bytes_received.and_then(|n| n.checked_sub(u64::from(has_fin))),
-        segments_sent: info.segs_out,
-        segments_received: info.segs_in,
-        retransmits: Some(info.total_retrans),
+        counters: Counters {
+            bytes_sent: info
+                .bytes_sent
+                .zip(info.bytes_retrans)
+                .and_then(|(all, again)| all.checked_sub(again)),
+            bytes_received: info.bytes_received.and_then(|n| n.checked_sub(u64::from(has_fin))),
+            segments_sent: info.segs_out,
+            segments_received: info.segs_in,
+            retransmits: Some(info.total_retrans),
+        },
         srtt_us: known(info.rtt_us),
         min_rtt_us: info.min_rtt_us.and_then(known),
     })
@@ -338,7 +345,7 @@ fn owners_of(
     }
     let sockets: Vec<&Socket> = namespaces(snapshot)
         .flat_map(|n| n.listeners.iter().map(|l| &l.socket).chain(&n.sockets))
-        .filter(|s| s.inode != 0 && s.cgroup_id.is_some_and(|id| cgroups.contains(&id)))
+        .filter(|s| s.inode != 0 && is_in(cgroups, s))
         .collect();
     let inodes = sockets.iter().map(|socket| socket.inode).collect();
     let Ok(owners) = diag::owners(&inodes, processes) else { return Vec::new() };

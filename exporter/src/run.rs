@@ -254,6 +254,17 @@ struct Health {
     flows: FlowStats,
 }
 
+/// Which counts grew, and by how much; `None` where none did.
+fn grown<const N: usize>(names: [&str; N], now: [u64; N], before: [u64; N]) -> Option<String> {
+    let grown: Vec<_> = names
+        .iter()
+        .zip(now.iter().zip(&before))
+        .filter(|(_, (now, before))| now > before)
+        .map(|(name, (now, before))| format!("{name} {}", now - before))
+        .collect();
+    (!grown.is_empty()).then(|| grown.join(", "))
+}
+
 impl Health {
     /// Says what is new since the last time.
     fn report(self, source: &RingSource, pipeline: &Pipeline) -> Self {
@@ -263,14 +274,8 @@ impl Health {
             skipped: source.skipped(),
             flows: pipeline.flows().stats(),
         };
-        let lost: Vec<_> = LOST_SLOTS
-            .iter()
-            .zip(now.lost.iter().zip(&self.lost))
-            .filter(|(_, (now, before))| now > before)
-            .map(|(name, (now, before))| format!("{name} {}", now - before))
-            .collect();
-        if !lost.is_empty() {
-            warn!("the ring was full: events lost: {}; raise ring.bytes", lost.join(", "));
+        if let Some(lost) = grown(LOST_SLOTS, now.lost, self.lost) {
+            warn!("the ring was full: events lost: {lost}; raise ring.bytes");
         }
         let since = |now: u64, before: u64| now.saturating_sub(before);
         let malformed = since(now.malformed, self.malformed);
@@ -300,14 +305,8 @@ impl Health {
                 "{unreported} failed handshakes past flows.handshakes_failed_per_second; they are not reported"
             );
         }
-        let skipped: Vec<_> = SKIPPED_SLOTS
-            .iter()
-            .zip(now.skipped.iter().zip(&self.skipped))
-            .filter(|(_, (now, before))| now > before)
-            .map(|(cause, (now, before))| format!("{cause} {}", now - before))
-            .collect();
-        if !skipped.is_empty() {
-            warn!("packets that could not be read: {}", skipped.join(", "));
+        if let Some(skipped) = grown(SKIPPED_SLOTS, now.skipped, self.skipped) {
+            warn!("packets that could not be read: {skipped}");
         }
         let embryos = since(now.flows.embryos_evicted, self.flows.embryos_evicted);
         if embryos > 0 {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use flowend_probe_types::TcpState;
 
-use super::end::{Direction, Endpoint};
+use super::end::{Counters, Direction, Endpoint};
 
 /// One look at the sockets of one or more network namespaces.
 #[derive(Clone, Debug, Default)]
@@ -52,19 +52,11 @@ pub struct OpenSocket {
     pub running: Option<Running>,
 }
 
-/// Counters of a socket that is open. Bytes are payload, each counted once.
+/// Counters of a socket that is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Running {
-    /// Sent.
-    pub bytes_sent: Option<u64>,
-    /// Received in order.
-    pub bytes_received: Option<u64>,
-    /// Segments sent.
-    pub segments_sent: Option<u32>,
-    /// Segments received.
-    pub segments_received: Option<u32>,
-    /// Segments retransmitted.
-    pub retransmits: Option<u32>,
+    /// Bytes and segments so far.
+    pub counters: Counters,
     /// Smoothed RTT, us.
     pub srtt_us: Option<u32>,
     /// Minimum RTT, us.

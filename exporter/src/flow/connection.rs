@@ -3,7 +3,7 @@
 use flowend_probe_types::{ACK, Event, EventKind, FIN, RST, SYN, TcpEvent, TcpState};
 use smallvec::SmallVec;
 
-use super::census::{OpenSocket, Running};
+use super::census::OpenSocket;
 use super::embryo::Embryo;
 use super::end::{Direction, Endpoint, Reason};
 use super::verdict::{Context, Facts};
@@ -372,11 +372,6 @@ impl Connection {
     /// Its SYN, or its first sight.
     pub(super) fn start_ns(&self) -> u64 {
         self.syn_ns.unwrap_or(self.first_seen_ns)
-    }
-
-    /// The connection as it stands, with these counters.
-    pub(super) fn snapshot(&self, at_ns: u64, running: Option<&Running>) -> super::ConnectionEnd {
-        super::verdict::snapshot(self, at_ns, running)
     }
 }
 

@@ -129,7 +129,7 @@ impl Embryos {
         }
         let same_isn = self.by_isn.entry(event.seq).or_insert_with(SmallVec::new);
         // A retransmitted SYN changes nothing: the connection began with the first one.
-        if !same_isn.iter().any(|e| e.local == embryo.local && e.remote == embryo.remote) {
+        if !same_isn.iter().any(|e| e.is_of(event)) {
             if same_isn.len() == SAME_ISN {
                 same_isn.remove(0);
                 stats.embryos_evicted += 1;
@@ -144,18 +144,16 @@ impl Embryos {
     fn syn_ack_sent(&mut self, event: &TcpEvent) {
         let isn = event.ack.wrapping_sub(1);
         let Some(same_isn) = self.by_isn.get_mut(&isn) else { return };
-        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
         let of_listener = same_isn.iter().filter(|e| e.listener == event.cookie).count();
         // Of several with one ISN, none is guessed.
-        let Some(embryo) = same_isn.iter_mut().find(|e| {
-            let same_ends = e.local == local && e.remote == remote;
-            e.listener == event.cookie && (same_ends || of_listener == 1)
-        }) else {
+        let Some(embryo) = same_isn
+            .iter_mut()
+            .find(|e| e.listener == event.cookie && (e.is_of(event) || of_listener == 1))
+        else {
             return;
         };
-        let (time_ns, isn_local) = (event.time_ns, event.seq);
-        embryo.last_ns = embryo.last_ns.max(time_ns);
-        embryo.syn_ack.get_or_insert(SynAck { time_ns, isn: isn_local });
+        embryo.last_ns = embryo.last_ns.max(event.time_ns);
+        embryo.syn_ack.get_or_insert(SynAck { time_ns: event.time_ns, isn: event.seq });
         // It lives: TCP has refused the RST.
         embryo.rst_ns = None;
     }
@@ -163,11 +161,7 @@ impl Embryos {
     /// A FIN or RST in place of the ACK, or with it: its sequence number is the one after the SYN.
     fn closing_received(&mut self, event: &TcpEvent) {
         let Some(same_isn) = self.by_isn.get_mut(&event.seq.wrapping_sub(1)) else { return };
-        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
-        let Some(embryo) = same_isn.iter_mut().find(|e| e.local == local && e.remote == remote)
-        else {
-            return;
-        };
+        let Some(embryo) = same_isn.iter_mut().find(|e| e.is_of(event)) else { return };
         embryo.last_ns = embryo.last_ns.max(event.time_ns);
         if event.flags & RST != 0 {
             embryo.rst_ns.get_or_insert(event.time_ns);
@@ -186,10 +180,8 @@ impl Embryos {
     /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
     pub(super) fn take(&mut self, event: &TcpEvent) -> Option<Embryo> {
         let isn = event.rcv_nxt.wrapping_sub(1);
-        let (local, remote) = (Endpoint::local_of(event), Endpoint::remote_of(event));
-        let fits = |e: &Embryo| e.local == local && e.remote == remote;
         let same_isn = self.by_isn.get_mut(&isn)?;
-        let at = same_isn.iter().position(fits)?;
+        let at = same_isn.iter().position(|e| e.is_of(event))?;
         let embryo = same_isn.remove(at);
         if same_isn.is_empty() {
             self.by_isn.remove(&isn);
@@ -258,6 +250,11 @@ impl Embryos {
 }
 
 impl Embryo {
+    /// Whether the event has its addresses and ports.
+    fn is_of(&self, event: &TcpEvent) -> bool {
+        self.local == Endpoint::local_of(event) && self.remote == Endpoint::remote_of(event)
+    }
+
     /// The record of a handshake that was never completed. `isn`: the client's.
     fn failed(&self, isn: u32) -> ConnectionEnd {
         let reset = self.rst_ns.map(|_| Side::Remote);

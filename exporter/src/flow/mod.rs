@@ -211,7 +211,7 @@ impl FlowTable {
     pub fn finish_open(&mut self, out: &mut impl FnMut(FlowEvent)) {
         self.finish(out);
         while let Some((_, connection)) = self.connections.pop_front() {
-            out(FlowEvent::End(connection.snapshot(connection.last_ns(), None)));
+            out(FlowEvent::End(verdict::snapshot(&connection, connection.last_ns(), None)));
         }
     }
 
@@ -278,7 +278,8 @@ impl FlowTable {
         let intervals = age_ns / interval_ns.max(1);
         if connection.closed.is_none() && intervals > connection.looked.intervals {
             connection.looked.intervals = intervals;
-            out(FlowEvent::Progress(connection.snapshot(census.done_ns, socket.running.as_ref())));
+            let running = socket.running.as_ref();
+            out(FlowEvent::Progress(verdict::snapshot(connection, census.done_ns, running)));
         }
     }
 
@@ -385,7 +386,7 @@ impl FlowTable {
         let was_established = connection.established.is_some();
         connection.apply(kind, event);
         if self.settings.begins && !was_established && connection.established.is_some() {
-            out(FlowEvent::Begin(connection.snapshot(event.time_ns, None)));
+            out(FlowEvent::Begin(verdict::snapshot(connection, event.time_ns, None)));
         }
         let settling = connection.settling();
         if let Some(wait) = settling

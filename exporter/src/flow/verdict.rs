@@ -346,13 +346,7 @@ pub(super) fn snapshot(c: &Connection, at_ns: u64, running: Option<&Running>) ->
         end_known: true,
         conn_state: zeek::conn_state(&facts),
         history: zeek::history(&facts),
-        counters: Counters {
-            bytes_sent: counted.bytes_sent,
-            bytes_received: counted.bytes_received,
-            segments_sent: counted.segments_sent,
-            segments_received: counted.segments_received,
-            retransmits: counted.retransmits,
-        },
+        counters: counted.counters,
         rtt: Rtt {
             smoothed_us: counted.srtt_us.or(common.rtt.smoothed_us),
             min_us: counted.min_rtt_us.or(common.rtt.min_us),

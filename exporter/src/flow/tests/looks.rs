@@ -234,7 +234,8 @@ fn a_connection_that_lives_on_reports_its_progress() {
     for event in &out().established().events {
         table.apply(event, &mut |e| events.push(e));
     }
-    let running = Running { bytes_sent: Some(9), srtt_us: Some(70), ..Running::default() };
+    let counters = Counters { bytes_sent: Some(9), ..Counters::default() };
+    let running = Running { counters, srtt_us: Some(70), ..Running::default() };
     for at_s in [5, 11, 15, 22] {
         let here = OpenSocket { running: Some(running), ..socket(COOKIE, TcpState::Established) };
         table.tick(at_s * SECOND, &mut |e| events.push(e));
