@@ -120,7 +120,7 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
                 WorkloadSettings::default(),
             ),
             dns: Dns::new(DnsSettings {
-                max_addresses: 1000,
+                cache_bytes: 1 << 20,
                 min_ttl: Duration::from_secs(5),
                 max_ttl: Duration::from_secs(60),
             }),

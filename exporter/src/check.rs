@@ -48,7 +48,7 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     match Probe::load(LoadOptions {
         ring_bytes: settings.ring_bytes,
         process: settings.process,
-        dns: settings.dns_enabled,
+        dns: settings.names.enabled,
     }) {
         Ok(mut probe) => {
             say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));

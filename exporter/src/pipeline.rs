@@ -9,7 +9,7 @@ use hashlink::LruCache;
 use ipnet::IpNet;
 
 use crate::community_id::CommunityId;
-use crate::dns::Dns;
+use crate::dns::{Dns, Scope};
 use crate::enrich::{Process, Processes, Workloads};
 use crate::export::{OwnSockets, Queue};
 use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
@@ -64,7 +64,9 @@ impl Pipeline {
     pub fn item(&mut self, item: &RingItem<'_>, boot_to_unix_ns: u64) {
         match item {
             RingItem::Event(event) => self.event(event, boot_to_unix_ns),
-            RingItem::Dns(kind, facts, message) => self.stages.dns.observe(*kind, facts, message),
+            RingItem::Dns(kind, facts, message) => {
+                self.stages.dns.observe(*kind, facts, message, Scope(facts.cgroup_id))
+            }
         }
     }
 
@@ -157,7 +159,7 @@ impl OpenedNames {
         if !is_first_syn {
             return;
         }
-        let names = dns.names(event.cgroup_id, event.remote, event.time_ns);
+        let names = dns.names(&[Scope(event.cgroup_id)], event.remote, event.time_ns);
         if !names.is_empty() {
             self.0.insert((event.cookie, event.time_ns), names);
         }
@@ -235,7 +237,7 @@ impl Stages {
         opened: Option<Vec<Arc<str>>>,
     ) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
         let names = |addr| match end.cgroup_id {
-            Some(cgroup) => self.dns.names(cgroup, addr, end.start_ns),
+            Some(cgroup) => self.dns.names(&[Scope(cgroup)], addr, end.start_ns),
             None => Vec::new(),
         };
         (names(end.local.addr), opened.unwrap_or_else(|| names(end.remote.addr)))

@@ -81,7 +81,7 @@ impl Sidecar {
         let mut probe = Probe::load(LoadOptions {
             ring_bytes: settings.ring_bytes,
             process: settings.process,
-            dns: settings.dns_enabled,
+            dns: settings.names.enabled,
         })?;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;

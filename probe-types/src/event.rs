@@ -105,6 +105,10 @@ pub enum EventKind {
     DnsQuery = 32,
     /// A DNS answer received; followed by the message.
     DnsAnswer = 33,
+    /// A segment to a DNS server over TCP; followed by its payload.
+    DnsStreamOut = 34,
+    /// A segment from a DNS server over TCP; followed by its payload.
+    DnsStreamIn = 35,
 }
 
 impl EventKind {
@@ -117,7 +121,7 @@ impl EventKind {
             Self::Closed => 2,
             Self::GaveUp => 3,
             Self::Connect | Self::Bind => 4,
-            Self::DnsQuery | Self::DnsAnswer => 5,
+            Self::DnsQuery | Self::DnsAnswer | Self::DnsStreamOut | Self::DnsStreamIn => 5,
             Self::Error => 6,
         }
     }
@@ -296,19 +300,25 @@ pub struct ProcessEvent {
     /// [`EventKind::Connect`] or [`EventKind::Bind`].
     pub kind: u8,
     /// Always 0.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// For `Connect`: the port that was asked for; else 0.
+    pub remote_port: u16,
     /// Process id (thread group id) as the initial pid namespace numbers it.
     pub pid: u32,
     /// `CLOCK_BOOTTIME`, ns.
     pub time_ns: u64,
     /// Socket cookie.
     pub cookie: u64,
+    /// For `Connect`: the address that was asked for, before programs of the same hook that run after
+    /// this one rewrite it; else 0.
+    pub remote: Addr,
 }
 
-/// The facts of a DNS message; its bytes follow in the ring.
+/// The facts of a DNS message, or of a segment of a DNS connection; its bytes follow in the ring.
 ///
-/// The addresses of a connected socket are the socket's own, else the packet's: at egress a
-/// translated packet shows another server.
+/// The server is the one that the socket's owner asked: of a connected socket its peer, else what
+/// sendto() was given. The packet tells only where neither is known: at egress a translated packet
+/// shows another server. A long segment is several events, each with its own `seq`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DnsEvent {
@@ -332,6 +342,14 @@ pub struct DnsEvent {
     pub local: Addr,
     /// Address of the server.
     pub remote: Addr,
+    /// Of a segment: the sequence number of the first byte that follows; of a SYN, its own.
+    pub seq: u32,
+    /// Of a segment: its TCP flags.
+    pub flags: u8,
+    /// Of a query: 1 where the packet shows another server than was asked.
+    pub translated: u8,
+    /// Always 0.
+    pub reserved: u16,
 }
 
 /// Messages are copied into room for 512, 2,048 or 4,096 bytes, and so up to 4,095 bytes: all that
@@ -343,7 +361,7 @@ pub const DNS_ROOM: [usize; 3] = [512, 2048, 4096];
 pub enum RingItem<'a> {
     /// An event of fixed size.
     Event(Event),
-    /// A DNS message and its facts.
+    /// A DNS message, or a segment of a DNS connection, and its facts.
     Dns(EventKind, DnsEvent, &'a [u8]),
 }
 
@@ -356,6 +374,8 @@ impl<'a> RingItem<'a> {
         let kind = match bytes.first() {
             Some(32) => EventKind::DnsQuery,
             Some(33) => EventKind::DnsAnswer,
+            Some(34) => EventKind::DnsStreamOut,
+            Some(35) => EventKind::DnsStreamIn,
             _ => return Event::decode(bytes).map(Self::Event),
         };
         let too_short = DecodeError::Length { got: bytes.len(), want: size_of::<DnsEvent>() };
@@ -437,8 +457,8 @@ unsafe impl PlainData for DnsEvent {}
 
 const _: () = assert!(size_of::<TcpEvent>() == 8 + 6 * 8 + 2 * 16 + 14 * 4);
 const _: () = assert!(size_of::<ErrorEvent>() == 8 + 8 + 2 * 16);
-const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8);
-const _: () = assert!(size_of::<DnsEvent>() == 8 + 3 * 8 + 2 * 16);
+const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8 + 16);
+const _: () = assert!(size_of::<DnsEvent>() == 8 + 3 * 8 + 2 * 16 + 8);
 
 fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() != size_of::<T>() {

@@ -11,8 +11,13 @@ use super::settings::Settings;
 use super::{ConfigError, DEFAULT, env};
 
 /// Keys whose values are tables of the user's own keys.
-pub(super) const FREE_TABLES: [&str; 4] =
-    ["otlp.headers", "otlp.logs.headers", "otlp.traces.headers", "resource.attributes"];
+pub(super) const FREE_TABLES: [&str; 5] = [
+    "dns.resolver_cgroups",
+    "otlp.headers",
+    "otlp.logs.headers",
+    "otlp.traces.headers",
+    "resource.attributes",
+];
 
 /// Where configuration comes from, so that tests need no process environment.
 #[derive(Clone, Debug, Default)]

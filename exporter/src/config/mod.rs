@@ -6,12 +6,14 @@
 
 mod env;
 mod layers;
+mod names;
 mod print;
 mod raw;
 mod receiver;
 mod settings;
 
 pub use layers::{Layered, Sources, load};
+pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
 pub use print::print;
 pub use receiver::{Compression, Protocol, Receiver, SignalReceivers};
 pub use settings::{Export, Output, Profile, Settings};

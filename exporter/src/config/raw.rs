@@ -97,9 +97,25 @@ pub(super) struct RawProcess {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDns {
     pub(super) enabled: bool,
-    pub(super) max_addresses: i64,
+    pub(super) mdns: bool,
+    pub(super) llmnr: bool,
+    pub(super) scope: String,
+    pub(super) resolver_cgroups: BTreeMap<String, String>,
+    pub(super) hosts: bool,
+    pub(super) snapshot: String,
+    pub(super) cache_bytes: i64,
     pub(super) min_ttl: String,
     pub(super) max_ttl: String,
+    pub(super) reverse: RawReverse,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawReverse {
+    pub(super) enabled: bool,
+    pub(super) timeout: String,
+    pub(super) concurrency: i64,
+    pub(super) max_addresses: i64,
 }
 
 #[derive(Debug, Deserialize)]

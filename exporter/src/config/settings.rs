@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
-use super::raw::{RawAttributes, RawDns, RawSettings};
+use super::names::{self, NameSettings};
+use super::raw::{RawAttributes, RawSettings};
 use super::receiver::{SignalReceivers, receiver};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
@@ -48,8 +49,8 @@ pub struct Settings {
     pub handshakes_failed_per_second: u32,
     /// Whether connect() and bind() tell the process.
     pub process: bool,
-    /// Whether DNS messages are copied and learnt from.
-    pub dns_enabled: bool,
+    /// What is learnt from DNS messages, and for whom.
+    pub names: NameSettings,
     /// Of the cache of names.
     pub dns: DnsSettings,
     /// Key of trace and span ids.
@@ -182,18 +183,8 @@ impl Settings {
                 origin,
             )? as u32,
             process: raw.process.enabled,
-            dns_enabled: raw.dns.enabled,
-            dns: DnsSettings {
-                max_addresses: count(
-                    "dns.max_addresses",
-                    raw.dns.max_addresses,
-                    1,
-                    1 << 30,
-                    origin,
-                )? as u64,
-                min_ttl: duration("dns.min_ttl", &raw.dns.min_ttl, origin)?,
-                max_ttl: max_ttl(&raw.dns, origin)?,
-            },
+            dns: names::cache(&raw.dns, origin)?,
+            names: NameSettings::resolve(raw.dns, origin)?,
             ids_key: raw.ids.key,
             peer_cidrs: cidrs("spans.peer_cidrs", &raw.spans.peer_cidrs, origin)?,
             sampling_ratio: ratio("sampling.ratio", raw.sampling.ratio, origin)?,
@@ -211,7 +202,7 @@ impl Settings {
     }
 }
 
-fn non_empty(text: String) -> Option<String> {
+pub(super) fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
@@ -239,9 +230,17 @@ fn targets(given: &[String], origin: Origin<'_>) -> Result<Vec<Pattern>, ConfigE
             "empty: nothing would be watched; use [\"/\"] for the whole machine".into(),
         ));
     }
+    patterns("targets", given, origin)
+}
+
+pub(super) fn patterns(
+    key: &str,
+    given: &[String],
+    origin: Origin<'_>,
+) -> Result<Vec<Pattern>, ConfigError> {
     given
         .iter()
-        .map(|text| Pattern::parse(text).map_err(|problem| bad("targets", origin, problem)))
+        .map(|text| Pattern::parse(text).map_err(|problem| bad(key, origin, problem)))
         .collect()
 }
 
@@ -288,7 +287,7 @@ fn events(given: &[String], origin: Origin<'_>) -> Result<EventSet, ConfigError>
 /// Longer is a mistake.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
+pub(super) fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
     text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok()).filter(|d| *d <= LONGEST).ok_or_else(
         || {
             bad(
@@ -311,18 +310,6 @@ fn community_id(
     Ok(attributes.community_id.then_some(CommunityId { seed }))
 }
 
-fn max_ttl(dns: &RawDns, origin: Origin<'_>) -> Result<Duration, ConfigError> {
-    let (min, max) = (
-        duration("dns.min_ttl", &dns.min_ttl, origin)?,
-        positive("dns.max_ttl", &dns.max_ttl, origin)?,
-    );
-    if max < min {
-        let problem = format!("\"{}\" is less than dns.min_ttl, \"{}\"", dns.max_ttl, dns.min_ttl);
-        return Err(bad("dns.max_ttl", origin, problem));
-    }
-    Ok(max)
-}
-
 pub(super) fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Duration, ConfigError> {
     let duration = duration(key, text, origin)?;
     if duration.is_zero() {
@@ -331,7 +318,7 @@ pub(super) fn positive(key: &str, text: &str, origin: Origin<'_>) -> Result<Dura
     Ok(duration)
 }
 
-fn count(
+pub(super) fn count(
     key: &str,
     n: i64,
     min: usize,

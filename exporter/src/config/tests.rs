@@ -288,6 +288,19 @@ fn each_mistake_names_its_place_and_the_remedy() {
             set(&["dns.max_ttl=1s"]),
             &["--set dns.max_ttl", "\"1s\" is less than dns.min_ttl, \"5s\""],
         ),
+        (
+            set(&["dns.scope=pod"]),
+            &["key `dns.scope`: \"pod\" is none of \"cgroup\", \"target\", \"host\""],
+        ),
+        (
+            set(&["dns.resolver_cgroups.systemd-resolved.service= ,"]),
+            &["key `dns.resolver_cgroups.systemd-resolved.service`: serves nobody"],
+        ),
+        (
+            set(&["dns.resolver_cgroups.a/..=/"]),
+            &["key `dns.resolver_cgroups.a/..`: ", "must not hold"],
+        ),
+        (set(&["dns.cache_bytes=1"]), &["1 is not between 65536"]),
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),

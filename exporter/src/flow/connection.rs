@@ -284,7 +284,9 @@ impl Connection {
             | EventKind::Connect
             | EventKind::Bind
             | EventKind::DnsQuery
-            | EventKind::DnsAnswer => {}
+            | EventKind::DnsAnswer
+            | EventKind::DnsStreamOut
+            | EventKind::DnsStreamIn => {}
         }
     }
 

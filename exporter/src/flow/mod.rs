@@ -473,7 +473,9 @@ const fn opens(kind: EventKind, event: &TcpEvent) -> bool {
         | EventKind::Connect
         | EventKind::Bind
         | EventKind::DnsQuery
-        | EventKind::DnsAnswer => false,
+        | EventKind::DnsAnswer
+        | EventKind::DnsStreamOut
+        | EventKind::DnsStreamIn => false,
     }
 }
 

@@ -25,7 +25,7 @@ fn stages(sampling_ratio: f64) -> Stages {
             WorkloadSettings::default(),
         ),
         dns: Dns::new(DnsSettings {
-            max_addresses: 10,
+            cache_bytes: 1 << 20,
             min_ttl: Duration::ZERO,
             max_ttl: Duration::from_secs(1),
         }),

@@ -125,7 +125,7 @@ pub async fn replay(
         capture,
         engine: Engine::new(
             settings.max_flows,
-            settings.dns_enabled.then_some(settings.dns),
+            settings.names.enabled.then_some(settings.dns),
             local,
         ),
         recorder: Recorder::new(settings),

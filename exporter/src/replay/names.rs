@@ -9,12 +9,15 @@ use std::sync::Arc;
 use flowend_probe_types::{Addr, DnsEvent, EventKind};
 
 use super::ip::UdpPacket;
-use crate::dns::{Dns, DnsSettings, DnsStats};
+use crate::dns::{Dns, DnsSettings, DnsStats, Scope};
 
 const DNS_PORT: u16 = 53;
 
 /// The one cgroup of a capture.
 const CGROUP: u64 = 0;
+
+/// And what its names are for.
+const SCOPE: Scope = Scope(CGROUP);
 
 /// What the capture's DNS answers say.
 #[derive(Debug)]
@@ -44,13 +47,14 @@ impl Names {
             cgroup_id: CGROUP,
             local: asker.0,
             remote: server.0,
+            ..DnsEvent::default()
         };
-        self.0.observe(kind, &facts, packet.payload);
+        self.0.observe(kind, &facts, packet.payload, SCOPE);
     }
 
     /// The names of an address at a time.
     pub(super) fn of(&self, addr: Addr, time_ns: u64) -> Vec<Arc<str>> {
-        self.0.names(CGROUP, addr, time_ns)
+        self.0.names(&[SCOPE], addr, time_ns)
     }
 
     /// What became of the messages.

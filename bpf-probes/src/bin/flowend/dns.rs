@@ -77,6 +77,10 @@ fn copy<const ROOM: usize>(ctx: &SkBuffContext, kind: EventKind, is_v6: bool, at
         (*e).time_ns = time_ns;
         (*e).cookie = cookie;
         (*e).cgroup_id = cgroup_id;
+        (*e).seq = 0;
+        (*e).flags = 0;
+        (*e).translated = 0;
+        (*e).reserved = 0;
         let (local, remote) =
             if matches!(kind, EventKind::DnsAnswer) { (to, from) } else { (from, to) };
         (*e).local = local.0;

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use flowend_probe_types::{EventKind, ProcessEvent};
+use flowend_probe_types::{Addr, EventKind, ProcessEvent};
 
 use crate::ring::{reserve, submit};
 
@@ -18,12 +18,20 @@ const IPPROTO_TCP: u32 = 6;
 
 #[cgroup_sock_addr(connect4)]
 fn flowend_connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx)
+    // SAFETY: the context is valid and the verifier checks offset and size.
+    let addr = unsafe { Addr::v4((*ctx.sock_addr).user_ip4) };
+    connect(&ctx, addr)
 }
 
 #[cgroup_sock_addr(connect6)]
 fn flowend_connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx)
+    // SAFETY: as above; each word by itself, since the verifier takes no other read of an array.
+    let addr = unsafe {
+        let words = core::ptr::addr_of!((*ctx.sock_addr).user_ip6);
+        let word = |i: usize| words.cast::<u32>().add(i).read_volatile();
+        Addr::v6([word(0), word(1), word(2), word(3)])
+    };
+    connect(&ctx, addr)
 }
 
 #[cgroup_sock(post_bind4)]
@@ -37,11 +45,13 @@ fn flowend_post_bind6(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext) -> i32 {
+fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
     // SAFETY: the context is valid and the verifier checks offset and size.
-    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    let (kind, protocol, port) =
+        unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
     if kind == SOCK_STREAM && protocol == IPPROTO_TCP {
-        report(EventKind::Connect, ctx.as_ptr());
+        let port = u16::from_be(port as u16);
+        report(EventKind::Connect, ctx.as_ptr(), (addr, port));
     }
     PASS
 }
@@ -51,13 +61,13 @@ fn bind(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid and the verifier checks offset and size.
     let (kind, protocol) = unsafe { ((*ctx.sock).type_, (*ctx.sock).protocol) };
     if kind == SOCK_STREAM && protocol == IPPROTO_TCP {
-        report(EventKind::Bind, ctx.as_ptr());
+        report(EventKind::Bind, ctx.as_ptr(), (Addr::default(), 0));
     }
     PASS
 }
 
 #[inline(always)]
-fn report(kind: EventKind, ctx: *mut c_void) {
+fn report(kind: EventKind, ctx: *mut c_void, remote: (Addr, u16)) {
     // SAFETY: helpers take the context; the event is reserved.
     unsafe {
         let cookie = bpf_get_socket_cookie(ctx);
@@ -66,7 +76,9 @@ fn report(kind: EventKind, ctx: *mut c_void) {
         let Some(mut entry) = reserve::<ProcessEvent>(kind) else { return };
         let e = entry.as_mut_ptr();
         (*e).kind = kind as u8;
-        (*e).reserved = [0; 3];
+        (*e).reserved = 0;
+        (*e).remote_port = remote.1;
+        (*e).remote = remote.0;
         (*e).pid = pid;
         (*e).time_ns = time_ns;
         (*e).cookie = cookie;

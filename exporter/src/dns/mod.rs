@@ -27,6 +27,9 @@ const MAX_CHAIN: usize = 8;
 /// Names told of one address: those learnt last.
 const MAX_NAMES: usize = 8;
 
+/// What an address with its names takes, about, bytes.
+const ADDRESS_BYTES: u64 = 512;
+
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
 
@@ -36,13 +39,17 @@ const MAX_NAME: usize = 255;
 /// What of the configuration shapes the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct DnsSettings {
-    /// Addresses remembered at most.
-    pub max_addresses: u64,
+    /// Bytes that the cache may take, about.
+    pub cache_bytes: u64,
     /// An answer counts at least for this long, whatever its TTL.
     pub min_ttl: Duration,
     /// And at most for this long.
     pub max_ttl: Duration,
 }
+
+/// A set of cgroups that share their names: what one of them looked up names the address for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope(pub u64);
 
 /// What became of the messages seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +69,7 @@ pub struct DnsStats {
 /// The names of one address, the one asked for first, then those it was an alias for.
 pub type Names = Arc<[Arc<str>]>;
 
-type Key = (u64, Addr);
+type Key = (Scope, Addr);
 type CacheBuilder =
     moka::sync::CacheBuilder<Key, Arc<[Learnt]>, moka::sync::Cache<Key, Arc<[Learnt]>>>;
 
@@ -70,7 +77,7 @@ type CacheBuilder =
 #[derive(Debug)]
 pub struct Dns {
     queries: LruCache<QueryKey, Query>,
-    cache: moka::sync::Cache<(u64, Addr), Arc<[Learnt]>>,
+    cache: moka::sync::Cache<Key, Arc<[Learnt]>>,
     min_ttl: u64,
     max_ttl: u64,
     stats: DnsStats,
@@ -95,10 +102,10 @@ struct Query {
 /// Frees what no lookup can find any more: time from insertion to the last deadline.
 struct Lifetime;
 
-impl moka::Expiry<(u64, Addr), Arc<[Learnt]>> for Lifetime {
+impl moka::Expiry<Key, Arc<[Learnt]>> for Lifetime {
     fn expire_after_create(
         &self,
-        _: &(u64, Addr),
+        _: &Key,
         learnt: &Arc<[Learnt]>,
         _: std::time::Instant,
     ) -> Option<Duration> {
@@ -109,7 +116,7 @@ impl moka::Expiry<(u64, Addr), Arc<[Learnt]>> for Lifetime {
 
     fn expire_after_update(
         &self,
-        key: &(u64, Addr),
+        key: &Key,
         learnt: &Arc<[Learnt]>,
         now: std::time::Instant,
         _: Option<Duration>,
@@ -141,7 +148,7 @@ impl Dns {
     fn with(settings: DnsSettings, lifetime: impl FnOnce(CacheBuilder) -> CacheBuilder) -> Self {
         let ns = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let cache = moka::sync::Cache::builder()
-            .max_capacity(settings.max_addresses)
+            .max_capacity(settings.cache_bytes / ADDRESS_BYTES)
             // The newest answer is always taken in; the default policy would refuse it.
             .eviction_policy(EvictionPolicy::lru());
         Self {
@@ -158,8 +165,8 @@ impl Dns {
         self.stats
     }
 
-    /// Takes in one message.
-    pub fn observe(&mut self, kind: EventKind, facts: &DnsEvent, bytes: &[u8]) {
+    /// Takes in one message. What it teaches goes to `scope`: that of its cgroup.
+    pub fn observe(&mut self, kind: EventKind, facts: &DnsEvent, bytes: &[u8], scope: Scope) {
         let Some(header) = bytes.first_chunk::<HEADER>().filter(|_| facts.cut == 0) else {
             self.stats.malformed += 1;
             return;
@@ -177,16 +184,19 @@ impl Dns {
             Some(message) if is_query(&message, kind) && answers == 0 => {
                 self.query(facts, &message)
             }
-            Some(message) if is_answer(&message, kind) => self.answer(facts, &message),
+            Some(message) if is_answer(&message, kind) => self.answer(facts, &message, scope),
             _ => self.stats.malformed += 1,
         }
     }
 
-    /// The names of an address as a workload knew them at `at_ns`, the latest answer first.
-    pub fn names(&self, cgroup_id: u64, addr: Addr, at_ns: u64) -> Vec<Arc<str>> {
+    /// The names of an address as these scopes knew them at `at_ns`: of the first scope first, in each the
+    /// latest answer first.
+    pub fn names(&self, scopes: &[Scope], addr: Addr, at_ns: u64) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();
-        let Some(learnt) = self.cache.get(&(cgroup_id, addr)) else { return names };
-        for answer in learnt.iter().filter(|l| l.from_ns <= at_ns && at_ns < l.until_ns) {
+        let known = scopes.iter().filter_map(|scope| self.cache.get(&(*scope, addr)));
+        let known: Vec<_> = known.collect();
+        let answers = known.iter().flat_map(|learnt| learnt.iter());
+        for answer in answers.filter(|l| l.from_ns <= at_ns && at_ns < l.until_ns) {
             for name in answer.names.iter() {
                 if names.len() < MAX_NAMES && !names.contains(name) {
                     names.push(Arc::clone(name));
@@ -207,7 +217,7 @@ impl Dns {
         self.queries.insert(key(facts, message.metadata.id), query);
     }
 
-    fn answer(&mut self, facts: &DnsEvent, message: &Message) {
+    fn answer(&mut self, facts: &DnsEvent, message: &Message, scope: Scope) {
         let key = key(facts, message.metadata.id);
         let matches = self.queries.get(&key).is_some_and(|query| {
             let [question] = message.queries.as_slice() else { return false };
@@ -223,7 +233,7 @@ impl Dns {
         self.queries.remove(&key);
         let usable =
             message.metadata.response_code == ResponseCode::NoError && !message.metadata.truncation;
-        if usable && self.learn(facts, message) {
+        if usable && self.learn(facts, message, scope) {
             self.stats.learnt += 1;
         } else {
             self.stats.empty += 1;
@@ -231,7 +241,7 @@ impl Dns {
     }
 
     /// Follows the aliases from the name asked for, and names the addresses at their end.
-    fn learn(&self, facts: &DnsEvent, message: &Message) -> bool {
+    fn learn(&self, facts: &DnsEvent, message: &Message, scope: Scope) -> bool {
         let Some(question) = message.queries.first() else { return false };
         let mut chain = vec![&question.name];
         let mut ttl = u32::MAX;
@@ -263,13 +273,13 @@ impl Dns {
             let life = u64::from(ttl.min(record.ttl)) * 1_000_000_000;
             let until_ns = facts.time_ns.saturating_add(life.clamp(self.min_ttl, self.max_ttl));
             let new = Learnt { names: Arc::clone(&names), from_ns: facts.time_ns, until_ns };
-            self.remember((facts.cgroup_id, Addr::from(ip)), new);
+            self.remember((scope, Addr::from(ip)), new);
         }
         any
     }
 
     /// The latest answer first; an older one of the same name is replaced.
-    fn remember(&self, key: (u64, Addr), new: Learnt) {
+    fn remember(&self, key: Key, new: Learnt) {
         let old = self.cache.get(&key);
         let now = new.from_ns;
         let others = old
@@ -318,11 +328,12 @@ mod tests {
     use hickory_proto::rr::rdata::{A, AAAA, CNAME};
     use hickory_proto::rr::{Record, RecordType};
 
+    const SCOPE: Scope = Scope(1);
     const SECOND: u64 = 1_000_000_000;
 
     fn dns() -> Dns {
         let (min_ttl, max_ttl) = (Duration::from_secs(5), Duration::from_secs(3600));
-        Dns::new(DnsSettings { max_addresses: 100, min_ttl, max_ttl })
+        Dns::new(DnsSettings { cache_bytes: 100 * ADDRESS_BYTES, min_ttl, max_ttl })
     }
 
     fn facts(time_ns: u64) -> DnsEvent {
@@ -371,12 +382,12 @@ mod tests {
     }
 
     fn ask_and_answer(dns: &mut Dns, at: u64, asked: &str, records: &[(&str, u32, RData)]) {
-        dns.observe(EventKind::DnsQuery, &facts(at), &query(asked));
-        dns.observe(EventKind::DnsAnswer, &facts(at + 1), &answer(asked, records));
+        dns.observe(EventKind::DnsQuery, &facts(at), &query(asked), SCOPE);
+        dns.observe(EventKind::DnsAnswer, &facts(at + 1), &answer(asked, records), SCOPE);
     }
 
     fn known(dns: &Dns, ip: &str, at: u64) -> Vec<String> {
-        dns.names(1, addr(ip), at).iter().map(ToString::to_string).collect()
+        dns.names(&[Scope(1)], addr(ip), at).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -448,34 +459,37 @@ mod tests {
         ];
         for (what, facts_of_answer, bytes) in cases {
             let mut dns = dns();
-            dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."));
-            dns.observe(EventKind::DnsAnswer, &facts_of_answer, &bytes);
+            dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."), SCOPE);
+            dns.observe(EventKind::DnsAnswer, &facts_of_answer, &bytes, SCOPE);
             assert_eq!(dns.stats().unmatched, 1, "{what}");
             for cgroup in [1, 2] {
-                assert!(dns.names(cgroup, addr("192.0.2.1"), 2 * SECOND).is_empty(), "{what}");
+                assert!(
+                    dns.names(&[Scope(cgroup)], addr("192.0.2.1"), 2 * SECOND).is_empty(),
+                    "{what}"
+                );
             }
             if what != "too late" {
                 // The forged one took nothing away from the real one.
-                dns.observe(EventKind::DnsAnswer, &facts(SECOND), &good);
+                dns.observe(EventKind::DnsAnswer, &facts(SECOND), &good, SCOPE);
                 assert_eq!(known(&dns, "192.0.2.1", 2 * SECOND), ["a.test"], "{what}");
             }
         }
         let mut twice = dns();
         ask_and_answer(&mut twice, 0, "a.test.", &[("a.test.", 60, a("192.0.2.1"))]);
-        twice.observe(EventKind::DnsAnswer, &facts(2), &good);
+        twice.observe(EventKind::DnsAnswer, &facts(2), &good, SCOPE);
         assert_eq!(twice.stats().unmatched, 1, "one query, one answer");
     }
 
     #[test]
     fn hostile_and_broken_messages_name_nothing() {
         let mut dns = dns();
-        dns.observe(EventKind::DnsQuery, &facts(0), &query("loop.test."));
+        dns.observe(EventKind::DnsQuery, &facts(0), &query("loop.test."), SCOPE);
         let ring = [
             ("loop.test.", 9, cname("b.test.")),
             ("b.test.", 9, cname("loop.test.")),
             ("b.test.", 9, a("192.0.2.1")),
         ];
-        dns.observe(EventKind::DnsAnswer, &facts(1), &answer("loop.test.", &ring));
+        dns.observe(EventKind::DnsAnswer, &facts(1), &answer("loop.test.", &ring), SCOPE);
         // A label with ESC, and one with a quote.
         for bad in ["\x1b[31m.test.", "a\"b.test."] {
             ask_and_answer(&mut dns, SECOND, bad, &[(bad, 60, a("192.0.2.1"))]);
@@ -485,11 +499,16 @@ mod tests {
         for len in 0..60 {
             let mut bytes = vec![0xc0; len];
             // The id of a query on its way, so that it is parsed at all.
-            dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."));
+            dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."), SCOPE);
             bytes.iter_mut().zip([0, 7]).for_each(|(byte, id)| *byte = id);
-            dns.observe(EventKind::DnsAnswer, &facts(1), &bytes);
+            dns.observe(EventKind::DnsAnswer, &facts(1), &bytes, SCOPE);
         }
-        dns.observe(EventKind::DnsAnswer, &DnsEvent { cut: 1, ..facts(1) }, &query("x.test."));
+        dns.observe(
+            EventKind::DnsAnswer,
+            &DnsEvent { cut: 1, ..facts(1) },
+            &query("x.test."),
+            SCOPE,
+        );
         assert!(dns.stats().malformed > 30, "{:?}", dns.stats());
     }
 
@@ -497,10 +516,10 @@ mod tests {
     fn one_query_may_go_to_two_servers() {
         let mut dns = dns();
         let other = DnsEvent { remote: addr("10.0.0.54"), ..facts(0) };
-        dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."));
-        dns.observe(EventKind::DnsQuery, &other, &query("a.test."));
+        dns.observe(EventKind::DnsQuery, &facts(0), &query("a.test."), SCOPE);
+        dns.observe(EventKind::DnsQuery, &other, &query("a.test."), SCOPE);
         let bytes = answer("a.test.", &[("a.test.", 60, a("192.0.2.1"))]);
-        dns.observe(EventKind::DnsAnswer, &facts(1), &bytes);
+        dns.observe(EventKind::DnsAnswer, &facts(1), &bytes, SCOPE);
         assert_eq!(known(&dns, "192.0.2.1", SECOND), ["a.test"]);
     }
 
@@ -544,6 +563,7 @@ mod tests {
                 EventKind::DnsQuery,
                 &DnsEvent { cookie: n, ..facts(0) },
                 &query("q.test."),
+                SCOPE,
             );
         }
         dns.cache.run_pending_tasks();
