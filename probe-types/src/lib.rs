@@ -15,5 +15,6 @@ pub use event::{
     Event, EventKind, LOST_SLOTS, ProcessEvent, RingItem, TcpEvent, TcpState,
 };
 pub use packet::{
-    ACK, FIN, PSH, PacketBytes, RST, SKIPPED_SLOTS, SYN, Segment, Skip, TERMINATING, parse,
+    ACK, Datagram, FIN, IPPROTO_TCP, IPPROTO_UDP, Network, PSH, PacketBytes, RST, SKIPPED_SLOTS,
+    SYN, Segment, Skip, TERMINATING, parse, parse_network, parse_tcp, parse_udp,
 };

@@ -1,7 +1,7 @@
-//! The TCP/IP header parser that the BPF programs and the host share.
+//! The parser of IP, TCP and UDP headers that the BPF programs and the host share.
 //!
 //! Input starts at the IP header, as in a cgroup skb program. IPv4 per RFC 791, IPv6 with the
-//! extension headers of RFC 8200, TCP per RFC 9293.
+//! extension headers of RFC 8200, TCP per RFC 9293, UDP per RFC 768.
 
 use crate::Addr;
 
@@ -18,7 +18,12 @@ pub const ACK: u8 = 0x10;
 /// The flags that open or end a connection: the only segments the probe reports.
 pub const TERMINATING: u8 = SYN | FIN | RST;
 
-const IPPROTO_TCP: u8 = 6;
+/// Protocol number of TCP in an IP header.
+pub const IPPROTO_TCP: u8 = 6;
+/// Protocol number of UDP in an IP header.
+pub const IPPROTO_UDP: u8 = 17;
+/// Bytes of a UDP header.
+const UDP_HEADER: u32 = 8;
 /// Extension headers followed at most; more is no packet a stack sends (RFC 8200, section 4.1).
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
@@ -43,6 +48,30 @@ impl PacketBytes for &[u8] {
     fn len(&self) -> u32 {
         u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
     }
+}
+
+/// What the IP headers of a packet say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Sender's address.
+    pub src: Addr,
+    /// Receiver's address.
+    pub dst: Addr,
+    /// [`IPPROTO_TCP`] or [`IPPROTO_UDP`].
+    pub protocol: u8,
+    /// Offset of the TCP or UDP header.
+    pub transport_at: u32,
+}
+
+/// The header facts of a UDP datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Sender's port.
+    pub src_port: u16,
+    /// Receiver's port.
+    pub dst_port: u16,
+    /// Payload bytes.
+    pub payload: u32,
 }
 
 /// The header facts of a TCP segment.
@@ -95,27 +124,48 @@ impl Skip {
     }
 }
 
-/// Parses the headers of one packet.
+/// Parses the headers of a packet that carries TCP.
 ///
 /// # Errors
 /// [`Skip`], the reason for which there is no segment.
 #[inline(always)]
 pub fn parse(packet: &impl PacketBytes) -> Result<Segment, Skip> {
+    let network = parse_network(packet)?;
+    if network.protocol != IPPROTO_TCP {
+        return Err(Skip::NotTcp);
+    }
+    parse_tcp(packet, &network)
+}
+
+/// Parses the IP headers of a packet that carries TCP or UDP.
+///
+/// # Errors
+/// [`Skip`]; [`Skip::NotTcp`] where it carries neither.
+#[inline(always)]
+pub fn parse_network(packet: &impl PacketBytes) -> Result<Network, Skip> {
     let [first] = packet.read::<1>(0).ok_or(Skip::Truncated)?;
-    let (src, dst, transport) = match first >> 4 {
-        4 => ipv4(packet)?,
-        6 => ipv6(packet)?,
-        _ => return Err(Skip::NotTcp),
-    };
-    let h = packet.read::<20>(transport).ok_or(Skip::Truncated)?;
+    match first >> 4 {
+        4 => ipv4(packet),
+        6 => ipv6(packet),
+        _ => Err(Skip::NotTcp),
+    }
+}
+
+/// Parses the TCP header behind these IP headers.
+///
+/// # Errors
+/// [`Skip`], the reason for which there is no segment.
+#[inline(always)]
+pub fn parse_tcp(packet: &impl PacketBytes, network: &Network) -> Result<Segment, Skip> {
+    let h = packet.read::<20>(network.transport_at).ok_or(Skip::Truncated)?;
     let header = u32::from(h[12] >> 4) * 4;
-    let payload_at = transport + header;
+    let payload_at = network.transport_at + header;
     if header < 20 || payload_at > packet.len() {
         return Err(Skip::BadHeader);
     }
     Ok(Segment {
-        src,
-        dst,
+        src: network.src,
+        dst: network.dst,
         src_port: u16::from_be_bytes([h[0], h[1]]),
         dst_port: u16::from_be_bytes([h[2], h[3]]),
         seq: u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
@@ -125,35 +175,59 @@ pub fn parse(packet: &impl PacketBytes) -> Result<Segment, Skip> {
     })
 }
 
-/// Addresses and the offset of the TCP header.
+/// Parses the UDP header behind these IP headers. The payload is what the packet holds: the kernel cuts
+/// a longer packet to what the UDP header says before a cgroup program sees it.
+///
+/// # Errors
+/// [`Skip::Truncated`].
 #[inline(always)]
-fn ipv4(packet: &impl PacketBytes) -> Result<(Addr, Addr, u32), Skip> {
+pub fn parse_udp(packet: &impl PacketBytes, network: &Network) -> Result<Datagram, Skip> {
+    let h = packet.read::<4>(network.transport_at).ok_or(Skip::Truncated)?;
+    let payload_at = network.transport_at + UDP_HEADER;
+    if payload_at > packet.len() {
+        return Err(Skip::Truncated);
+    }
+    Ok(Datagram {
+        src_port: u16::from_be_bytes([h[0], h[1]]),
+        dst_port: u16::from_be_bytes([h[2], h[3]]),
+        payload: packet.len() - payload_at,
+    })
+}
+
+#[inline(always)]
+const fn is_read(protocol: u8) -> bool {
+    protocol == IPPROTO_TCP || protocol == IPPROTO_UDP
+}
+
+#[inline(always)]
+fn ipv4(packet: &impl PacketBytes) -> Result<Network, Skip> {
     let h = packet.read::<20>(0).ok_or(Skip::Truncated)?;
     let header = u32::from(h[0] & 0x0f) * 4;
     if header < 20 {
         return Err(Skip::BadHeader);
     }
-    if h[9] != IPPROTO_TCP {
+    if !is_read(h[9]) {
         return Err(Skip::NotTcp);
     }
     if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
-        return Err(Skip::Fragment);
+        // Of UDP nothing is missed: the hooks see datagrams whole.
+        return Err(if h[9] == IPPROTO_TCP { Skip::Fragment } else { Skip::NotTcp });
     }
-    Ok((
-        Addr::v4(u32::from_ne_bytes([h[12], h[13], h[14], h[15]])),
-        Addr::v4(u32::from_ne_bytes([h[16], h[17], h[18], h[19]])),
-        header,
-    ))
+    Ok(Network {
+        src: Addr::v4(u32::from_ne_bytes([h[12], h[13], h[14], h[15]])),
+        dst: Addr::v4(u32::from_ne_bytes([h[16], h[17], h[18], h[19]])),
+        protocol: h[9],
+        transport_at: header,
+    })
 }
 
-/// Addresses and the offset of the TCP header.
 #[inline(always)]
-fn ipv6(packet: &impl PacketBytes) -> Result<(Addr, Addr, u32), Skip> {
+fn ipv6(packet: &impl PacketBytes) -> Result<Network, Skip> {
     let [mut next] = packet.read::<1>(6).ok_or(Skip::Truncated)?;
     let addresses = packet.read::<32>(8).ok_or(Skip::Truncated)?;
     let mut offset = 40_u32;
     let mut headers = 0;
-    while next != IPPROTO_TCP {
+    while !is_read(next) {
         if headers == MAX_EXTENSION_HEADERS {
             return Err(Skip::BadHeader);
         }
@@ -178,11 +252,12 @@ fn ipv6(packet: &impl PacketBytes) -> Result<(Addr, Addr, u32), Skip> {
     let word = |i: usize| {
         u32::from_ne_bytes([addresses[i], addresses[i + 1], addresses[i + 2], addresses[i + 3]])
     };
-    Ok((
-        Addr::v6([word(0), word(4), word(8), word(12)]),
-        Addr::v6([word(16), word(20), word(24), word(28)]),
-        offset,
-    ))
+    Ok(Network {
+        src: Addr::v6([word(0), word(4), word(8), word(12)]),
+        dst: Addr::v6([word(16), word(20), word(24), word(28)]),
+        protocol: next,
+        transport_at: offset,
+    })
 }
 
 #[cfg(test)]
@@ -262,6 +337,39 @@ mod tests {
         ] {
             assert_eq!(parse(&packet.as_slice()), Ok(segment), "{name}");
         }
+    }
+
+    /// Sets the protocol of the last IP header.
+    fn udp(mut packet: Vec<u8>, protocol_at: usize, payload: usize) -> Vec<u8> {
+        packet[protocol_at] = IPPROTO_UDP;
+        packet.extend([0xd4, 0x31, 0, 53]);
+        packet.extend(u16::try_from(8 + payload).unwrap().to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(core::iter::repeat_n(b'x', payload));
+        packet
+    }
+
+    #[test]
+    fn datagrams_are_read_behind_options_and_extension_headers() {
+        let hop = (0, vec![0; 8]);
+        let options = (60, vec![0; 8]);
+        for (name, packet, transport_at, payload) in [
+            ("plain", udp(v4(0, 0, &[]), 9, 12), 20, 12),
+            ("empty", udp(v4(0, 0, &[]), 9, 0), 20, 0),
+            ("options", udp(v4(40, 0, &[]), 9, 512), 60, 512),
+            ("v6", udp(v6(&[], &[]), 6, 1), 40, 1),
+            ("v6 with extension headers", udp(v6(&[hop, options], &[]), 48, 7), 56, 7),
+        ] {
+            let network = parse_network(&packet.as_slice()).unwrap();
+            assert_eq!((network.protocol, network.transport_at), (17, transport_at), "{name}");
+            let want = Datagram { src_port: 54321, dst_port: 53, payload };
+            assert_eq!(parse_udp(&packet.as_slice(), &network), Ok(want), "{name}");
+            assert_eq!(parse(&packet.as_slice()), Err(Skip::NotTcp), "{name}");
+            let cut = &packet[..usize::try_from(transport_at).unwrap() + 7];
+            assert_eq!(parse_udp(&cut, &network), Err(Skip::Truncated), "{name}");
+        }
+        let fragment = udp(v4(0, 1, &[]), 9, 12);
+        assert_eq!(parse_network(&fragment.as_slice()), Err(Skip::NotTcp));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context as _, bail, ensure};
 
 /// Binaries of bpf-probes, and the files they are committed as.
-const OBJECTS: [(&str, &str); 2] = [("flowend", "flowend.bpf.o"), ("noop", "noop.bpf.o")];
+const OBJECTS: [(&str, &str); 3] =
+    [("flowend", "flowend.bpf.o"), ("noop", "noop.bpf.o"), ("rewrite", "rewrite.bpf.o")];
 
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";

@@ -11,7 +11,7 @@ use aya::programs::{
     links::{FdLink, LinkError},
 };
 
-use super::{AttachError, LoadError, Probe};
+use super::{AttachError, LoadError, LoadOptions, Probe};
 
 /// A program of the object.
 #[derive(Debug)]
@@ -35,12 +35,42 @@ pub enum ProgramKind {
     Connect,
     /// cgroup post_bind4, post_bind6.
     Bind,
+    /// cgroup sendmsg4, sendmsg6: the server that an unconnected UDP socket asks.
+    SendMsg,
+    /// cgroup skb for DNS alone, where names are looked up for others.
+    ResolverSkb(CgroupSkbAttachType),
+}
+
+/// What a cgroup is attached to for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Its connections are reported, and it learns names.
+    Target,
+    /// It looks names up for others; its connections are not reported.
+    Resolver,
 }
 
 impl Program {
-    /// Whether it is loaded: the programs that tell the process only when `process` is wanted.
-    pub const fn is_wanted(&self, process: bool) -> bool {
-        process || !matches!(self.kind, ProgramKind::Connect | ProgramKind::Bind)
+    /// Whether it is loaded.
+    pub const fn is_wanted(&self, options: &LoadOptions) -> bool {
+        match self.kind {
+            ProgramKind::Skb(_) | ProgramKind::SockOps => true,
+            ProgramKind::Bind => options.process,
+            // The address that was asked for is looked up among the names.
+            ProgramKind::Connect => options.process || options.dns,
+            ProgramKind::SendMsg => options.dns,
+            ProgramKind::ResolverSkb(_) => options.dns && options.resolvers,
+        }
+    }
+
+    /// Whether it is attached to cgroups of this role.
+    pub const fn is_for(&self, role: Role) -> bool {
+        match role {
+            Role::Target => !matches!(self.kind, ProgramKind::ResolverSkb(_)),
+            Role::Resolver => {
+                matches!(self.kind, ProgramKind::ResolverSkb(_) | ProgramKind::SendMsg)
+            }
+        }
     }
 }
 
@@ -68,19 +98,39 @@ pub const PROGRAMS: &[Program] = &[
         kind: ProgramKind::Connect,
     },
     Program {
+        name: "flowend_sendmsg4",
+        purpose: "server asked without connecting, IPv4",
+        kind: ProgramKind::SendMsg,
+    },
+    Program {
+        name: "flowend_sendmsg6",
+        purpose: "server asked without connecting, IPv6",
+        kind: ProgramKind::SendMsg,
+    },
+    Program {
         name: "flowend_sockops",
         purpose: "establishment and CLOSE",
         kind: ProgramKind::SockOps,
     },
     Program {
         name: "flowend_ingress",
-        purpose: "SYN, FIN and RST received",
+        purpose: "SYN, FIN and RST received, DNS",
         kind: ProgramKind::Skb(CgroupSkbAttachType::Ingress),
     },
     Program {
         name: "flowend_egress",
-        purpose: "SYN, FIN and RST sent",
+        purpose: "SYN, FIN and RST sent, DNS",
         kind: ProgramKind::Skb(CgroupSkbAttachType::Egress),
+    },
+    Program {
+        name: "flowend_dns_ingress",
+        purpose: "DNS received by a resolver",
+        kind: ProgramKind::ResolverSkb(CgroupSkbAttachType::Ingress),
+    },
+    Program {
+        name: "flowend_dns_egress",
+        purpose: "DNS sent by a resolver",
+        kind: ProgramKind::ResolverSkb(CgroupSkbAttachType::Egress),
     },
 ];
 
@@ -123,9 +173,13 @@ pub(super) fn load(ebpf: &mut Ebpf, program: &Program) -> Result<(), LoadError> 
     let name = program.name;
     let error = |e: ProgramError| LoadError::from_program(name, &e);
     match program.kind {
-        ProgramKind::Skb(_) => get::<CgroupSkb>(ebpf, name)?.load().map_err(error),
+        ProgramKind::Skb(_) | ProgramKind::ResolverSkb(_) => {
+            get::<CgroupSkb>(ebpf, name)?.load().map_err(error)
+        }
         ProgramKind::SockOps => get::<SockOps>(ebpf, name)?.load().map_err(error),
-        ProgramKind::Connect => get::<CgroupSockAddr>(ebpf, name)?.load().map_err(error),
+        ProgramKind::Connect | ProgramKind::SendMsg => {
+            get::<CgroupSockAddr>(ebpf, name)?.load().map_err(error)
+        }
         ProgramKind::Bind => get::<CgroupSock>(ebpf, name)?.load().map_err(error),
     }
 }
@@ -140,15 +194,21 @@ where
 }
 
 impl Probe {
-    /// Attaches all programs to the cgroup whose folder this is; `name` is how the user calls it.
+    /// Attaches the programs of this role to the cgroup whose folder this is; `name` is how the user calls
+    /// it.
     ///
     /// # Errors
     /// [`AttachError`]; then nothing stays attached.
-    pub fn attach(&mut self, folder: &Path, name: &str) -> Result<Attachment, AttachError> {
+    pub fn attach(
+        &mut self,
+        folder: &Path,
+        name: &str,
+        role: Role,
+    ) -> Result<Attachment, AttachError> {
         let cgroup = File::open(folder).map_err(|error| AttachError::from_open(name, &error))?;
         let mut attachment = Attachment::default();
-        let process = self.process;
-        for program in PROGRAMS.iter().filter(|p| p.is_wanted(process)) {
+        let options = self.options;
+        for program in PROGRAMS.iter().filter(|p| p.is_wanted(&options) && p.is_for(role)) {
             let link = self
                 .attach_one(program, &cgroup)
                 .map_err(|error| AttachError::from_program(name, program.name, &error))?;
@@ -166,7 +226,7 @@ impl Probe {
         let mode = CgroupAttachMode::Single;
         let found = self.ebpf.program_mut(program.name).ok_or(ProgramError::NotLoaded)?;
         let link: Result<FdLink, LinkError> = match program.kind {
-            ProgramKind::Skb(hook) => {
+            ProgramKind::Skb(hook) | ProgramKind::ResolverSkb(hook) => {
                 let p: &mut CgroupSkb = found.try_into()?;
                 let id = p.attach(cgroup, hook, mode)?;
                 p.take_link(id)?.try_into()
@@ -176,7 +236,7 @@ impl Probe {
                 let id = p.attach(cgroup, mode)?;
                 p.take_link(id)?.try_into()
             }
-            ProgramKind::Connect => {
+            ProgramKind::Connect | ProgramKind::SendMsg => {
                 let p: &mut CgroupSockAddr = found.try_into()?;
                 let id = p.attach(cgroup, mode)?;
                 p.take_link(id)?.try_into()

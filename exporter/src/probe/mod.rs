@@ -6,6 +6,7 @@
 mod attach;
 mod error;
 mod poll;
+mod resolvers;
 mod tracepoint;
 mod watch;
 
@@ -13,11 +14,13 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 
-pub use attach::{Attachment, PROGRAMS, Program, ProgramKind, detached_links};
+pub use attach::{Attachment, PROGRAMS, Program, ProgramKind, Role, detached_links};
 pub use error::{AttachError, LoadError};
 pub use poll::{Pollable, register};
 pub use tracepoint::NoErrors;
 pub use watch::TargetWatch;
+
+use crate::config::Settings;
 
 /// The committed object.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf-probes/flowend.bpf.o");
@@ -26,7 +29,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf-probes/flow
 #[derive(Debug)]
 pub struct Probe {
     ebpf: Ebpf,
-    process: bool,
+    options: LoadOptions,
 }
 
 /// What to load.
@@ -34,10 +37,32 @@ pub struct Probe {
 pub struct LoadOptions {
     /// Size of the ring buffer: a power of two, at least a page.
     pub ring_bytes: u32,
-    /// Load the programs that tell the process, too.
+    /// Load the programs that tell the process, too. Without it a `Connect` event, which `dns` wants for
+    /// its address, has the pid 0.
     pub process: bool,
-    /// Copy DNS messages.
+    /// Copy DNS messages of port 53, UDP and TCP.
     pub dns: bool,
+    /// And those of multicast DNS (UDP port 5353); not without `dns`.
+    pub mdns: bool,
+    /// And those of LLMNR (UDP port 5355); not without `dns`.
+    pub llmnr: bool,
+    /// Load the programs for cgroups that look names up for others; not without `dns`.
+    pub resolvers: bool,
+}
+
+impl LoadOptions {
+    /// What these settings ask for.
+    pub const fn of(settings: &Settings) -> Self {
+        let names = &settings.names;
+        Self {
+            ring_bytes: settings.ring_bytes,
+            process: settings.process,
+            dns: names.enabled,
+            mdns: names.mdns,
+            llmnr: names.llmnr,
+            resolvers: !names.resolvers.is_empty(),
+        }
+    }
 }
 
 impl Probe {
@@ -55,15 +80,18 @@ impl Probe {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes)
             .override_global("DNS_ENABLED", &u8::from(options.dns), true)
+            .override_global("DNS_MDNS", &u8::from(options.dns && options.mdns), true)
+            .override_global("DNS_LLMNR", &u8::from(options.dns && options.llmnr), true)
+            .override_global("TELL_PROCESS", &u8::from(options.process), true)
             .override_global("NETNS_COOKIE", &u8::from(netns_cookie), true)
             .load(OBJECT)
             .map_err(LoadError::from_object)?;
         for program in PROGRAMS {
-            if program.is_wanted(options.process) {
+            if program.is_wanted(&options) {
                 attach::load(&mut ebpf, program)?;
             }
         }
-        Ok(Self { ebpf, process: options.process })
+        Ok(Self { ebpf, options })
     }
 
     /// Attaches the program that tells which error ended a connection, for as long as the probe lives.

@@ -1,4 +1,4 @@
-//! Keeps the programs attached to what the targets mean, while cgroups come and go.
+//! Keeps the programs attached to what the targets and the resolvers mean, while cgroups come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,7 +11,8 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use super::poll::{Pollable, register};
-use super::{AttachError, Attachment, Probe, detached_links};
+use super::resolvers;
+use super::{AttachError, Attachment, Probe, Role, detached_links};
 use crate::cgroup::{self, Paths};
 use crate::ledger::Count;
 use crate::targets::{Pattern, resolve};
@@ -25,8 +26,10 @@ const RECHECK: Duration = Duration::from_secs(5);
 pub struct TargetWatch {
     probe: Probe,
     mount: PathBuf,
-    patterns: Vec<Pattern>,
-    attached: BTreeMap<u64, (PathBuf, Attachment)>,
+    targets: Vec<Pattern>,
+    resolvers: Vec<Pattern>,
+    /// By id, and what for.
+    attached: BTreeMap<(u64, Role), (PathBuf, Attachment)>,
     /// What was said already, so that it is said once.
     said: BTreeSet<String>,
     inotify: AsyncFd<Pollable<Inotify>>,
@@ -36,20 +39,33 @@ pub struct TargetWatch {
     dying: Vec<Attachment>,
     /// Told of each cgroup that is attached to: it may be gone before its first event is read.
     paths: Paths,
-    /// The folders attached to, for whom it concerns.
+    /// The targets attached to, for whom it concerns.
     folders: tokio::sync::watch::Sender<Vec<PathBuf>>,
+    /// The same with their ids.
+    attached_folders: tokio::sync::watch::Sender<Vec<(u64, PathBuf)>>,
+}
+
+/// What is to be attached and watched at the moment.
+#[derive(Default)]
+struct Wanted {
+    attach: BTreeMap<(u64, Role), PathBuf>,
+    watch: Vec<PathBuf>,
+    /// What the user is to know of it.
+    remarks: Vec<String>,
 }
 
 impl TargetWatch {
-    /// Attaches to what the targets mean now. A target that does not exist yet is no error.
+    /// Attaches to what the targets mean now, and for DNS alone to the resolvers' cgroups that no target
+    /// covers. One that does not exist yet is no error.
     ///
     /// # Errors
-    /// The first failed attachment when nothing at all could be attached, or when the kernel has no
+    /// The first failed attachment when no target at all could be attached, or when the kernel has no
     /// inotify instance left.
     pub fn start(
         probe: Probe,
         mount: PathBuf,
-        patterns: Vec<Pattern>,
+        targets: Vec<Pattern>,
+        resolvers: Vec<Pattern>,
         paths: Paths,
     ) -> anyhow::Result<Self> {
         let inotify =
@@ -59,7 +75,8 @@ impl TargetWatch {
         let mut watch = Self {
             probe,
             mount,
-            patterns,
+            targets,
+            resolvers,
             attached: BTreeMap::new(),
             said: BTreeSet::new(),
             inotify: register(inotify)?,
@@ -67,9 +84,10 @@ impl TargetWatch {
             dying: Vec::new(),
             paths,
             folders: tokio::sync::watch::Sender::default(),
+            attached_folders: tokio::sync::watch::Sender::default(),
         };
         let mut errors = watch.reconcile();
-        if watch.attached.is_empty() && !errors.is_empty() {
+        if watch.attached() == 0 && !errors.is_empty() {
             return Err(errors.swap_remove(0).into());
         }
         Ok(watch)
@@ -84,14 +102,19 @@ impl TargetWatch {
         }
     }
 
-    /// The number of cgroups attached to.
+    /// The number of cgroups attached to as targets.
     pub fn attached(&self) -> usize {
-        self.attached.len()
+        self.attached.keys().filter(|(_, role)| *role == Role::Target).count()
     }
 
-    /// The folders attached to, and when they change.
+    /// The folders of the targets attached to, and when they change.
     pub fn folders(&self) -> tokio::sync::watch::Receiver<Vec<PathBuf>> {
         self.folders.subscribe()
+    }
+
+    /// As [`TargetWatch::folders`], each with its cgroup id.
+    pub fn attached_folders(&self) -> tokio::sync::watch::Receiver<Vec<(u64, PathBuf)>> {
+        self.attached_folders.subscribe()
     }
 
     /// Counts how often somebody else detached the programs.
@@ -111,48 +134,32 @@ impl TargetWatch {
     /// Attaches to what is new, forgets what is gone; returns what failed.
     fn reconcile(&mut self) -> Vec<AttachError> {
         let mut saying = BTreeSet::new();
-        let resolution = loop {
-            let resolution = resolve(&self.mount, &self.patterns);
-            if !self.watch_folders(&resolution.watch, &mut saying) {
-                break resolution;
+        let wanted = loop {
+            let wanted = self.wanted();
+            if !self.watch_folders(&wanted.watch, &mut saying) {
+                break wanted;
             }
             // A folder that came between the look and the watch is found by looking once more.
         };
-        let detached = detached_links();
-        self.dying.retain(|attachment| attachment.is_whole(&detached));
+        saying.extend(wanted.remarks);
         // Detached only after the new attachments are made, so that no moment is without.
-        let mut replaced = Vec::new();
-        for (id, (folder, attachment)) in std::mem::take(&mut self.attached) {
-            let name = cgroup::relative(&self.mount, &folder);
-            if !resolution.attach.contains_key(&id) {
-                if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
-                    info!("cgroup {name}: covered by another target; no longer attached itself");
-                    replaced.push(attachment);
-                } else {
-                    info!("cgroup {name}: gone; no longer attached");
-                    self.dying.push(attachment);
-                }
-            } else if attachment.is_whole(&detached) {
-                self.attached.insert(id, (folder, attachment));
-            } else {
-                self.detachments.add(1);
-                warn!("cgroup {name}: somebody detached flowend's programs; attaching them again");
-                replaced.push(attachment);
-            }
-        }
+        let replaced = self.forget(&wanted.attach);
         let mut errors = Vec::new();
         let mut newly_attached = false;
-        for (id, folder) in resolution.attach {
-            if self.attached.contains_key(&id) {
+        for ((id, role), folder) in wanted.attach {
+            if self.attached.contains_key(&(id, role)) {
                 continue;
             }
             let name = cgroup::relative(&self.mount, &folder);
             self.paths.learn(id, || name.clone());
-            match self.probe.attach(&folder, &name) {
+            match self.probe.attach(&folder, &name, role) {
                 Ok(attachment) => {
-                    info!("cgroup {name}: attached");
-                    newly_attached = true;
-                    self.attached.insert(id, (folder, attachment));
+                    match role {
+                        Role::Target => info!("cgroup {name}: attached"),
+                        Role::Resolver => info!("cgroup {name}: attached, for its DNS alone"),
+                    }
+                    newly_attached |= role == Role::Target;
+                    self.attached.insert((id, role), (folder, attachment));
                 }
                 Err(error) => {
                     saying.insert(error.to_string());
@@ -161,20 +168,86 @@ impl TargetWatch {
             }
         }
         drop(replaced);
-        let folders: Vec<PathBuf> = self.attached.values().map(|(f, _)| f.clone()).collect();
+        self.tell(newly_attached);
+        self.say(saying);
+        errors
+    }
+
+    fn wanted(&self) -> Wanted {
+        let mount = self.mount.display();
+        let targets = resolve(&self.mount, &self.targets);
+        let beside = resolvers::beside(&self.mount, &self.resolvers, &targets.attach);
+        let mut wanted = Wanted { watch: targets.watch, ..Wanted::default() };
+        for pattern in targets.unmatched {
+            wanted.remarks.push(format!(
+                "target {pattern}: no such cgroup below {mount} yet; it is attached when it appears"
+            ));
+        }
+        for pattern in beside.found.unmatched {
+            wanted.remarks.push(format!(
+                "dns.resolver_cgroups {pattern}: no such cgroup below {mount} yet; it is attached when it \
+                 appears"
+            ));
+        }
+        for folder in &beside.divided {
+            let name = cgroup::relative(&self.mount, folder);
+            wanted.remarks.push(format!(
+                "dns.resolver_cgroups: a target lies inside {name}, so lookups of the processes in {name} \
+                 itself are not seen, only those in the cgroups beside the target; name the resolver's own \
+                 cgroup"
+            ));
+        }
+        wanted.watch.extend(beside.found.watch);
+        let roles = [(Role::Target, targets.attach), (Role::Resolver, beside.found.attach)];
+        for (role, folders) in roles {
+            wanted.attach.extend(folders.into_iter().map(|(id, folder)| ((id, role), folder)));
+        }
+        wanted
+    }
+
+    /// Takes what is no longer wanted, gone, or no longer whole out of what is attached; returns what is to
+    /// be detached.
+    fn forget(&mut self, wanted: &BTreeMap<(u64, Role), PathBuf>) -> Vec<Attachment> {
+        let detached = detached_links();
+        self.dying.retain(|attachment| attachment.is_whole(&detached));
+        let mut replaced = Vec::new();
+        for ((id, role), (folder, attachment)) in std::mem::take(&mut self.attached) {
+            let name = cgroup::relative(&self.mount, &folder);
+            if !wanted.contains_key(&(id, role)) {
+                if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
+                    info!("cgroup {name}: covered by another target; no longer attached itself");
+                    replaced.push(attachment);
+                } else {
+                    info!("cgroup {name}: gone; no longer attached");
+                    self.dying.push(attachment);
+                }
+            } else if attachment.is_whole(&detached) {
+                self.attached.insert((id, role), (folder, attachment));
+            } else {
+                self.detachments.add(1);
+                warn!("cgroup {name}: somebody detached flowend's programs; attaching them again");
+                replaced.push(attachment);
+            }
+        }
+        replaced
+    }
+
+    /// Tells which targets are attached, where that changed.
+    fn tell(&self, newly_attached: bool) {
+        let targets = self.attached.iter().filter(|((_, role), _)| *role == Role::Target);
+        let now: Vec<(u64, PathBuf)> =
+            targets.map(|((id, _), (folder, _))| (*id, folder.clone())).collect();
+        let folders: Vec<PathBuf> = now.iter().map(|(_, folder)| folder.clone()).collect();
         self.folders.send_if_modified(|before| {
             let changed = newly_attached || *before != folders;
             *before = folders;
             changed
         });
-        for pattern in resolution.unmatched {
-            saying.insert(format!(
-                "target {pattern}: no such cgroup below {} yet; it is attached when it appears",
-                self.mount.display()
-            ));
-        }
-        self.say(saying);
-        errors
+        self.attached_folders.send_if_modified(|before| {
+            let changed = newly_attached || *before != now;
+            *before = now;
+            changed
+        });
     }
 
     /// Says what was not said in the round before.

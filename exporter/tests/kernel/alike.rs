@@ -6,11 +6,11 @@ use std::process::Stdio;
 
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
 use flowend::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
-use flowend::probe::{LoadOptions, Probe};
+use flowend::probe::Probe;
 use flowend_probe_types::{ACK, Event, EventKind, FIN, RST, SYN, TcpEvent, TcpState};
 
 use super::packet::Segment;
-use super::support::{Flowend, can_run};
+use super::support::{Flowend, can_run, load_options};
 
 /// Who sends a segment, its flags and its payload.
 type Step = (char, u8, u32);
@@ -163,12 +163,12 @@ fn in_the_kernel(probe: &mut Probe, packet: &[u8], is_own: bool) {
 
 /// The end that the state machine makes of what the programs say.
 fn end_from_programs(segments: &[Segment], closed_from: TcpState) -> ConnectionEnd {
-    let mut probe =
-        Probe::load(LoadOptions { ring_bytes: 4096, process: false, dns: false }).unwrap();
+    let mut probe = Probe::load(load_options(false)).unwrap();
     let mut ring = probe.take_ring().unwrap();
     let mut table = FlowTable::new(FlowSettings::default());
     let mut ends = Vec::new();
     let mut out = |event| match event {
+        FlowEvent::Opened(_) => {}
         FlowEvent::End(end) => ends.push(end),
         other => panic!("{other:?}"),
     };

@@ -2,15 +2,15 @@
 //! it.
 
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
-use flowend::probe::{LoadOptions, PROGRAMS, Probe};
+use flowend::probe::{PROGRAMS, Probe};
 use flowend_probe_types::{
     ACK, Event, EventKind, FIN, LOST_SLOTS, PSH, RST, SKIPPED_SLOTS, SYN, Skip, TERMINATING, parse,
 };
 
-use super::support::can_run;
+use super::support::{can_run, load_options};
 
 fn load() -> Probe {
-    Probe::load(LoadOptions { ring_bytes: 4096, process: true, dns: true }).unwrap()
+    Probe::load(load_options(true)).unwrap()
 }
 
 /// An Ethernet frame: test runs take the first 14 bytes off.
@@ -21,14 +21,14 @@ fn frame(ethertype: u16, packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn tcp(flags: u8, payload: usize) -> Vec<u8> {
+pub(crate) fn tcp(flags: u8, payload: usize) -> Vec<u8> {
     let mut h = vec![0; 20 + payload];
     h[12] = 5 << 4;
     h[13] = flags;
     h
 }
 
-fn v4(protocol: u8, options: usize, rest: &[u8]) -> Vec<u8> {
+pub(crate) fn v4(protocol: u8, options: usize, rest: &[u8]) -> Vec<u8> {
     let mut h = vec![0; 20 + options];
     h[0] = 0x40 | u8::try_from((20 + options) / 4).unwrap();
     h[9] = protocol;
@@ -38,7 +38,7 @@ fn v4(protocol: u8, options: usize, rest: &[u8]) -> Vec<u8> {
     frame(0x0800, &h)
 }
 
-fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
+pub(crate) fn v6(next: u8, rest: &[u8]) -> Vec<u8> {
     let mut h = vec![0; 40];
     h[0] = 0x60;
     h[6] = next;
@@ -82,7 +82,7 @@ fn every_packet_passes() {
         packets.push(packet);
     }
     let mut ran = 0;
-    for name in ["flowend_ingress", "flowend_egress"] {
+    for name in ["flowend_ingress", "flowend_egress", "flowend_dns_ingress", "flowend_dns_egress"] {
         for packet in &packets {
             // The kernel itself refuses frames whose IP header is cut; nothing to let pass then.
             let Some(verdict) = run(&mut probe, name, packet) else { continue };
@@ -90,11 +90,11 @@ fn every_packet_passes() {
             ran += 1;
         }
     }
-    assert!(ran > 1500, "{ran} packets were run");
+    assert!(ran > 3000, "{ran} packets were run");
 }
 
 /// Runs one program on one frame. `None` where the kernel itself refuses it.
-fn run(probe: &mut Probe, name: &str, frame: &[u8]) -> Option<u32> {
+pub(crate) fn run(probe: &mut Probe, name: &str, frame: &[u8]) -> Option<u32> {
     let program: &mut CgroupSkb = probe.ebpf_mut().program_mut(name).unwrap().try_into().unwrap();
     let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
     program.test_run(options).ok().map(|result| result.return_value)

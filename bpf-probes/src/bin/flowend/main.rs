@@ -8,8 +8,10 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod asked;
 mod dns;
 mod error;
+mod packet;
 mod process;
 mod ring;
 mod segment;

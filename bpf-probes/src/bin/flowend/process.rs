@@ -1,4 +1,5 @@
-//! cgroup connect and bind hooks: the process behind a socket, in its own context.
+//! cgroup connect and bind hooks: the process behind a socket, in its own context, and the address that it
+//! asked for.
 
 use core::ffi::c_void;
 
@@ -44,6 +45,11 @@ fn flowend_post_bind6(ctx: SockContext) -> i32 {
     bind(&ctx)
 }
 
+/// Whether the process is told; the loader sets it (`process.enabled`). The address that connect() was
+/// given is told all the same.
+#[unsafe(no_mangle)]
+static TELL_PROCESS: u8 = 1;
+
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
     // SAFETY: the context is valid and the verifier checks offset and size.
@@ -71,7 +77,11 @@ fn report(kind: EventKind, ctx: *mut c_void, remote: (Addr, u16)) {
     // SAFETY: helpers take the context; the event is reserved.
     unsafe {
         let cookie = bpf_get_socket_cookie(ctx);
-        let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        let pid = if core::ptr::read_volatile(&raw const TELL_PROCESS) != 0 {
+            (bpf_get_current_pid_tgid() >> 32) as u32
+        } else {
+            0
+        };
         let time_ns = bpf_ktime_get_boot_ns();
         let Some(mut entry) = reserve::<ProcessEvent>(kind) else { return };
         let e = entry.as_mut_ptr();

@@ -11,7 +11,7 @@ use flowend_probe_types::{EventKind, LOST_SLOTS, SKIPPED_SLOTS, Skip};
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// Events that found the ring full, by [`EventKind::lost_slot`].
+/// Events that found the ring full, and DNS messages that found it half full, by [`EventKind::lost_slot`].
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_SLOTS.len() as u32, 0);
 
@@ -38,6 +38,18 @@ pub fn reserve<T: 'static>(kind: EventKind) -> Option<RingBufEntry<T>> {
         count_lost(kind);
     }
     entry
+}
+
+/// As [`reserve`], for a DNS message: names give way to the ends of connections, so half of the ring is
+/// not for them.
+#[inline(always)]
+pub fn reserve_name<T: 'static>(kind: EventKind) -> Option<RingBufEntry<T>> {
+    let waiting = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    if waiting >= EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2 {
+        count_lost(kind);
+        return None;
+    }
+    reserve(kind)
 }
 
 /// Counts an event that user space will not get.
