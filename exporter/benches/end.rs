@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flowend::cgroup::Paths;
-use flowend::config::Profile;
-use flowend::dns::{Dns, DnsSettings};
+use flowend::config::{Profile, ScopeKind};
+use flowend::dns::{Dns, DnsSettings, Scopes};
 use flowend::encode::{self, LogEncoder};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
 use flowend::export::{OwnSockets, Queue};
-use flowend::flow::{FlowSettings, FlowTable};
+use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
 use flowend::pipeline::{OpenedNames, Pipeline, Stages};
@@ -97,9 +97,8 @@ fn read(steps: &[Step]) -> u64 {
 fn flow(steps: &[Step]) -> u64 {
     let mut table = FlowTable::new(FlowSettings::default());
     let mut ends = 0;
-    let mut count = |end| {
-        black_box(end);
-        ends += 1;
+    let mut count = |event| {
+        ends += u64::from(matches!(black_box(event), FlowEvent::End(_)));
     };
     for step in steps {
         table.apply(&decode(step), &mut count);
@@ -124,6 +123,9 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
                 min_ttl: Duration::from_secs(5),
                 max_ttl: Duration::from_secs(60),
             }),
+            scopes: Scopes::new(ScopeKind::Cgroup, Vec::new()),
+            hosts: None,
+            reverse: None,
             opened: OpenedNames::new(1 << 18),
             own: OwnSockets::default(),
             ids: Ids::new("bench", 1),

@@ -8,14 +8,15 @@ use ipnet::IpNet;
 
 use super::capture::Packet;
 use super::conversation::{Arrival, Conversation};
+use super::fragments::FragmentStats;
 use super::ip::IpPacket;
 use super::link::{Link, NoIp};
-use super::names::Names;
+use super::names::{NameSources, Names};
 use super::stream::Mark;
 use super::summary::{Cause, Summary};
 use super::table::{Full, Leaving, Table};
 use super::verdict::Verdicts;
-use crate::dns::{DnsSettings, DnsStats};
+use crate::dns::{DnsStats, StreamStats};
 use crate::flow::{ConnectionEnd, Side};
 
 /// An end and the names of its addresses, as they stood when it began.
@@ -37,12 +38,12 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// For at most `max_flows` connections at once; with names where there are settings for them.
-    pub(super) fn new(max_flows: usize, dns: Option<DnsSettings>, local: Vec<IpNet>) -> Self {
+    /// For at most `max_flows` connections at once; with names where there are sources for them.
+    pub(super) fn new(max_flows: usize, names: Option<NameSources>, local: Vec<IpNet>) -> Self {
         Self {
             table: Table::new(max_flows),
             verdicts: Verdicts::new(local),
-            names: dns.map(Names::new),
+            names: names.map(Names::new),
             summary: Summary::default(),
             ended: VecDeque::new(),
         }
@@ -69,17 +70,19 @@ impl Engine {
             packet.on_the_wire.max(captured).saturating_sub(u32::try_from(ip_at).unwrap_or(0));
         let ip = IpPacket::new(packet.bytes.get(ip_at..).unwrap_or_default(), behind_link);
         let mark = Mark { index: packet.index, time_ns: packet.time_ns };
-        match ip.tcp() {
+        let outcome = ip.tcp();
+        if let Some(names) = &mut self.names {
+            match &outcome {
+                Ok(tcp) => names.segment(tcp, ip.tcp_payload().unwrap_or_default(), packet.time_ns),
+                Err(_) => names.packet(&ip, packet.time_ns),
+            }
+        }
+        match outcome {
             Ok(tcp) => {
                 self.summary.tcp += 1;
                 self.arrival(&Arrival { mark, tcp })
             }
-            Err(Skip::NotTcp) => {
-                if let Some((names, udp)) = self.names.as_mut().zip(ip.udp()) {
-                    names.observe(&udp, packet.time_ns);
-                }
-                self.skip(Cause::NotTcp)
-            }
+            Err(Skip::NotTcp) => self.skip(Cause::NotTcp),
             Err(Skip::Fragment) => self.skip(Cause::Fragment),
             Err(Skip::Truncated) => self.skip(Cause::Truncated),
             Err(Skip::BadHeader) => self.skip(Cause::BadHeader),
@@ -105,8 +108,8 @@ impl Engine {
         &self.summary
     }
 
-    /// What became of the DNS messages so far.
-    pub(super) fn dns_stats(&self) -> Option<DnsStats> {
+    /// What became of the DNS messages so far, of the segments of DNS over TCP, and of fragments.
+    pub(super) fn dns_stats(&self) -> Option<(DnsStats, StreamStats, FragmentStats)> {
         self.names.as_ref().map(Names::stats)
     }
 

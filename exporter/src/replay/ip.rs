@@ -38,6 +38,20 @@ pub(super) struct UdpPacket<'a> {
     pub(super) cut: bool,
 }
 
+/// A part of a datagram that was too long for its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fragment<'a> {
+    pub(super) src: Addr,
+    pub(super) dst: Addr,
+    /// The same for all parts (identification).
+    pub(super) id: u32,
+    /// Where it begins, bytes behind the IP headers.
+    pub(super) offset: usize,
+    /// Whether it is not the last part.
+    pub(super) more: bool,
+    pub(super) bytes: &'a [u8],
+}
+
 /// What lies behind the IP header and its extensions.
 #[derive(Clone, Copy, Debug)]
 struct Transport {
@@ -48,6 +62,25 @@ struct Transport {
     /// Whether the addresses of the header are those of the checksum: not with a routing header or
     /// IPv4 options, which may hold another destination.
     plain: bool,
+}
+
+/// Where a fragment lies in its datagram.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: usize,
+    more: bool,
+}
+
+impl<'a> UdpPacket<'a> {
+    /// From the bytes behind the IP headers.
+    pub(super) fn new(src: Addr, dst: Addr, bytes: &'a [u8]) -> Option<Self> {
+        let (header, rest) = bytes.split_first_chunk::<8>()?;
+        let field = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        let length = usize::from(field(4)).checked_sub(8)?;
+        let payload = &rest[..rest.len().min(length)];
+        let cut = payload.len() < length;
+        Some(Self { src: (src, field(0)), dst: (dst, field(2)), payload, cut })
+    }
 }
 
 impl<'a> IpPacket<'a> {
@@ -95,17 +128,57 @@ impl<'a> IpPacket<'a> {
     /// The datagram in it, if it is an unfragmented one whose headers were captured.
     pub(super) fn udp(&self) -> Option<UdpPacket<'a>> {
         let transport = self.transport().filter(|t| t.protocol == UDP && !t.more_fragments)?;
-        let (header, rest) = self.bytes.get(transport.offset..)?.split_first_chunk::<8>()?;
-        let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
         let (src, dst) = self.addresses()?;
-        let length = usize::from(port(4)).checked_sub(8)?;
-        let payload = &rest[..rest.len().min(length)];
-        Some(UdpPacket {
-            src: (src, port(0)),
-            dst: (dst, port(2)),
-            payload,
-            cut: payload.len() < length,
-        })
+        UdpPacket::new(src, dst, self.bytes.get(transport.offset..)?)
+    }
+
+    /// The part of a datagram in it, if it is one, captured whole.
+    pub(super) fn udp_fragment(&self) -> Option<Fragment<'a>> {
+        let is_whole = !self.overruns && PacketBytes::len(&self.bytes) == self.length;
+        let (at, protocol, id, place) = match self.read::<1>(0)?[0] >> 4 {
+            4 => self.fragment_of_v4(),
+            6 => self.fragment_of_v6(),
+            _ => None,
+        }
+        .filter(|_| is_whole)?;
+        let (src, dst) = self.addresses()?;
+        let Place { offset, more } = place;
+        let is_part = protocol == UDP && (more || offset > 0);
+        let bytes = self.bytes.get(at..).filter(|_| is_part)?;
+        Some(Fragment { src, dst, id, offset, more, bytes })
+    }
+
+    /// What was captured of the payload of a TCP segment.
+    pub(super) fn tcp_payload(&self) -> Option<&'a [u8]> {
+        let tcp = self.bytes.get(self.transport().filter(|t| t.protocol == TCP)?.offset..)?;
+        tcp.get(usize::from(tcp.get(12)? >> 4) * 4..)
+    }
+
+    /// Offset of the payload, its protocol, identification and place (RFC 791, section 3.1).
+    fn fragment_of_v4(&self) -> Option<(usize, u8, u32, Place)> {
+        let [first] = self.read::<1>(0)?;
+        let [protocol] = self.read::<1>(9)?;
+        let field = u16::from_be_bytes(self.read(6)?);
+        let place = Place { offset: usize::from(field & 0x1fff) * 8, more: field & 0x2000 != 0 };
+        let id = u16::from_be_bytes(self.read(4)?).into();
+        Some((usize::from(first & 0x0f) * 4, protocol, id, place))
+    }
+
+    /// The same of IPv6, from its fragment header (RFC 8200, section 4.5).
+    fn fragment_of_v6(&self) -> Option<(usize, u8, u32, Place)> {
+        let [mut next] = self.read::<1>(6)?;
+        let mut at = 40_u32;
+        // Ends with the packet at the latest: each header has at least eight bytes.
+        while matches!(next, 0 | 43 | 60 | 135) {
+            let header = self.read::<2>(at)?;
+            at = at.checked_add((u32::from(header[1]) + 1) * 8)?;
+            next = header[0];
+        }
+        let header = self.read::<8>(at).filter(|_| next == 44)?;
+        let field = u16::from_be_bytes([header[2], header[3]]);
+        let place = Place { offset: usize::from(field & 0xfff8), more: field & 1 != 0 };
+        let [_, _, _, _, id @ ..] = header;
+        Some((usize::try_from(at + 8).ok()?, header[0], u32::from_be_bytes(id), place))
     }
 
     fn addresses(&self) -> Option<(Addr, Addr)> {
@@ -317,6 +390,49 @@ mod tests {
         assert!(with(right ^ 1, 41), "wrong");
         assert!(!with(right ^ 1, 40), "cannot be told of a packet that was cut");
         assert!(!with(unfinished, 41), "left to the card");
+    }
+
+    #[test]
+    fn a_fragment_says_where_it_belongs() {
+        let v4 = |field: u16, protocol: u8| {
+            let mut bytes = v4(b"")[..28].to_vec();
+            bytes[3] = 28;
+            bytes[4..8].copy_from_slice(&[[0xab, 0xcd], field.to_be_bytes()].concat());
+            bytes[9] = protocol;
+            bytes
+        };
+        let v6_with = |low: u8| v6(44, &[17, 0, 0x05, low, 0, 0, 0, 9, b'x', b'y']);
+        let cases = [
+            ("first of IPv4", v4(0x2000, UDP), Some((0xabcd, 0, true, 8))),
+            ("last of IPv4", v4(185, UDP), Some((0xabcd, 1480, false, 8))),
+            ("whole", v4(0x4000, UDP), None),
+            ("TCP", v4(0x2000, TCP), None),
+            ("middle of IPv6", v6_with(0xc9), Some((9, 1480, true, 2))),
+            ("last of IPv6", v6_with(0xc8), Some((9, 1480, false, 2))),
+            ("IPv6 without the header", v6(17, &[0; 8]), None),
+            (
+                "IPv6 behind options",
+                v6(60, &[[44, 0, 0, 0, 0, 0, 0, 0], [17, 0, 0, 1, 0, 0, 0, 7]].concat()),
+                Some((7, 0, true, 0)),
+            ),
+        ];
+        for (name, bytes, want) in cases {
+            let length = u32::try_from(bytes.len()).unwrap();
+            let got = IpPacket::new(&bytes, length).udp_fragment();
+            assert_eq!(got.map(|f| (f.id, f.offset, f.more, f.bytes.len())), want, "{name}");
+            let cut = IpPacket::new(&bytes[..bytes.len() - 1], length).udp_fragment();
+            assert_eq!(cut, None, "{name}, cut");
+        }
+    }
+
+    #[test]
+    fn the_payload_of_a_segment_is_what_was_captured_of_it() {
+        let bytes = v4(b"seven!!");
+        for (captured, want) in [(47, &b"seven!!"[..]), (42, b"se"), (40, b"")] {
+            let packet = IpPacket::new(&bytes[..captured], 47);
+            assert_eq!(packet.tcp_payload(), Some(want), "{captured}");
+        }
+        assert_eq!(IpPacket::new(&bytes[..39], 47).tcp_payload(), None);
     }
 
     #[test]

@@ -9,6 +9,9 @@ mod capture;
 mod clock;
 mod conversation;
 mod engine;
+mod fragments;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod history;
 mod ip;
 mod link;
@@ -31,14 +34,16 @@ use ipnet::IpNet;
 use tokio::fs::File;
 
 use crate::config::{Output, Settings};
-use crate::dns::DnsStats;
+use crate::dns::{DnsStats, StreamStats};
 use crate::export::OwnSockets;
 use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
 use crate::record::RecordKind;
-use crate::run::{RunningOutput, dns_line, failed_output, finish_outputs, start_outputs};
+use crate::run::{RunningOutput, failed_output, finish_outputs, start_outputs};
 use capture::Capture;
 pub use capture::CaptureError;
 use engine::Engine;
+use fragments::FragmentStats;
+use names::NameSources;
 use progress::Progress;
 use recorder::Recorder;
 use stop::Stop;
@@ -123,11 +128,7 @@ pub async fn replay(
     let mut replay = Replay {
         path,
         capture,
-        engine: Engine::new(
-            settings.max_flows,
-            settings.names.enabled.then_some(settings.dns),
-            local,
-        ),
+        engine: Engine::new(settings.max_flows, NameSources::of(settings), local),
         recorder: Recorder::new(settings),
         outputs: start_outputs(settings, &OwnSockets::default())?,
         progress: Progress::new(size, writes_to_stdout(settings)),
@@ -167,9 +168,14 @@ async fn open(path: &str, file: &Path) -> Result<(Capture<File>, u64), CaptureEr
 /// What became of packets, names and records, on stderr. It is what the user asked for, and not a
 /// message of the program about itself: `log.level` does not silence it.
 fn summarise(path: &str, engine: &Engine, all: &Ledger, outputs: &[Arc<OutputLedger>]) {
-    let dns = engine.dns_stats().filter(|stats| *stats != DnsStats::default());
+    let (dns, streams, fragments) = engine.dns_stats().unwrap_or_default();
+    let names = [
+        (dns != DnsStats::default()).then(|| dns.to_string()),
+        (streams != StreamStats::default()).then(|| streams.to_string()),
+        (fragments != FragmentStats::default()).then(|| fragments.to_string()),
+    ];
     let lines = std::iter::once(format!("{path}: {}", engine.summary()))
-        .chain(dns.map(|stats| dns_line(&stats)))
+        .chain(names.into_iter().flatten())
         .chain(outputs.iter().flat_map(|o| Line::all(all, o).map(|line| line.to_string())));
     for line in lines {
         // Where stderr is gone there is nobody to tell.

@@ -67,6 +67,9 @@ impl Recorder {
             process: None,
             local_names,
             remote_names,
+            // A capture may be of another network and another time.
+            local_ptr: None,
+            remote_ptr: None,
             sampling_probability,
             start_unix_ns: end.start_ns,
             end_unix_ns: end.end_ns,

@@ -74,6 +74,12 @@ impl Summary {
         (skipped > 0 && skipped == self.packets).then(|| self.links())
     }
 
+    /// Whether every packet is accounted for.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn holds(&self) -> bool {
+        self.packets == self.tcp + self.skipped.iter().sum::<u64>()
+    }
+
     fn links(&self) -> String {
         let numbers: Vec<_> = self.unknown_links.iter().map(u32::to_string).collect();
         numbers.join(", ")

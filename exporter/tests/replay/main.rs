@@ -1,5 +1,6 @@
 //! `flowend replay` as a program, on captures that these tests write. No root, no kernel.
 
+mod names;
 mod packets;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -400,7 +401,8 @@ fn names_come_from_the_captures_dns_answers() {
     let run = replay(&file).good();
     assert_eq!(run.attributes("flowend.destination.domains"), [json!(["www.example.test"])]);
     assert_eq!(run.attributes("server.address"), ["www.example.test"]);
-    assert!(run.stderr.contains("dns: queries 1; answers: 1 named"), "{}", run.stderr);
+    let line = "dns messages: seen 2 = queries{taken} 1 + answers{learnt} 1\n";
+    assert!(run.stderr.contains(line), "{}", run.stderr);
     let without = replay_with(&file, &["--set=dns.enabled=false"]).good();
     assert_eq!(without.attributes("server.address"), ["10.0.0.2"]);
     // An answer after the connection began is of no help to it.

@@ -1,0 +1,102 @@
+//! A file that is whole or not there, and that nobody else could have written.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Read as _, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+
+use super::{Reason, SnapshotError};
+
+/// May be written by the group or by others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// The bytes of the file, `None` where there is none. Neither a symbolic link nor a pipe is followed.
+pub(super) fn contents(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, Reason> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // What open(2) says of a symbolic link with O_NOFOLLOW, and of a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
+            return Err(Reason::NotAFile);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // Of the open file: the path may be another's by now.
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(Reason::NotAFile);
+    }
+    if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
+        return Err(Reason::Owner(metadata.uid()));
+    }
+    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
+        return Err(Reason::Mode(metadata.mode() & 0o777));
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if read as u64 > max_bytes {
+        return Err(Reason::TooLong);
+    }
+    Ok(Some(bytes))
+}
+
+/// Puts what `fill` writes in the place of the file, at once and for good.
+pub(super) fn replace<T>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> Result<T, SnapshotError> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let beside = beside(path).ok_or_else(|| {
+        failed(path, io::ErrorKind::IsADirectory.into(), "set dns.snapshot to a file's path")
+    })?;
+    let result = fill_new(&beside, fill).and_then(|outcome| {
+        std::fs::rename(&beside, path)?;
+        // The name, too, is to survive a power cut.
+        File::open(folder)?.sync_all()?;
+        Ok(outcome)
+    });
+    result.map_err(|cause| {
+        // Where it was not even made there is nothing to remove.
+        let _ = std::fs::remove_file(&beside);
+        let remedy = match cause.kind() {
+            io::ErrorKind::NotFound => {
+                "create its folder (systemd does: StateDirectory=flowend), or set dns.snapshot"
+            }
+            io::ErrorKind::StorageFull => "make room there, or set dns.snapshot to another place",
+            _ => "flowend must be able to write to its folder; else set dns.snapshot",
+        };
+        failed(path, cause, remedy)
+    })
+}
+
+fn fill_new<T>(beside: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+    // Left behind by one that was killed.
+    match std::fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // O_EXCL: it follows no link that somebody puts there.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    let mut out = BufWriter::new(file);
+    let outcome = fill(&mut out)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(outcome)
+}
+
+/// `.name.new` in the same folder, so that it can take the name's place.
+fn beside(path: &Path) -> Option<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(".new");
+    Some(path.with_file_name(name))
+}
+
+fn failed(path: &Path, cause: io::Error, remedy: &'static str) -> SnapshotError {
+    SnapshotError::Write { path: path.to_owned(), cause, remedy }
+}
