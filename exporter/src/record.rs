@@ -88,6 +88,11 @@ pub struct Record {
     pub local_names: Vec<Arc<str>>,
     /// Names of the peer's address, as they stood at the start.
     pub remote_names: Vec<Arc<str>>,
+    /// The PTR record of the own address, as far as it is known. Whoever owns the address wrote it, so it
+    /// never stands among the names.
+    pub local_ptr: Option<Arc<str>>,
+    /// The PTR record of the peer's address.
+    pub remote_ptr: Option<Arc<str>>,
     /// The id by which other tools know the connection, where it is asked for.
     pub community_id: Option<String>,
     /// Below 1 where sampling kept this record and dropped others.
@@ -104,6 +109,14 @@ impl Record {
         match side {
             Side::Local => &self.local_names,
             Side::Remote => &self.remote_names,
+        }
+    }
+
+    /// The PTR record of one side's address.
+    pub fn ptr(&self, side: Side) -> Option<&str> {
+        match side {
+            Side::Local => self.local_ptr.as_deref(),
+            Side::Remote => self.remote_ptr.as_deref(),
         }
     }
 }

@@ -67,6 +67,13 @@ const TRACEE: Keys = Keys {
 
 const LOCAL_DOMAINS: &str = "flowend.local.domains";
 const PEER_DOMAINS: &str = "flowend.peer.domains";
+
+/// Names by PTR have no place in tracee's event: their keys are the same in each profile.
+const SOURCE_PTR: &str = "flowend.source.ptr";
+const DESTINATION_PTR: &str = "flowend.destination.ptr";
+const LOCAL_PTR: &str = "flowend.local.ptr";
+const PEER_PTR: &str = "flowend.peer.ptr";
+
 const HANDSHAKE_RTT: &str = "flowend.rtt.handshake_us";
 
 /// Hands each attribute of the record to `put`, always in the same order.
@@ -88,7 +95,9 @@ pub fn attributes<'a>(
     match record.kind {
         RecordKind::End => termination(record, keys, put),
         RecordKind::Begin | RecordKind::Progress => {
-            names(record, [LOCAL_DOMAINS, PEER_DOMAINS], [Side::Local, Side::Remote], put);
+            let sides = [Side::Local, Side::Remote];
+            names(record, [LOCAL_DOMAINS, PEER_DOMAINS], sides, put);
+            ptrs(record, [LOCAL_PTR, PEER_PTR], sides, put);
         }
     }
     roles(record, put);
@@ -138,6 +147,7 @@ fn termination<'a>(record: &'a Record, keys: &Keys, put: &mut impl Put<'a>) {
         Side::Local => [Side::Local, Side::Remote],
     };
     names(record, [keys.src_domains, keys.dst_domains], sides, put);
+    ptrs(record, [SOURCE_PTR, DESTINATION_PTR], sides, put);
 }
 
 /// The names of each side's address, where there are any.
@@ -150,6 +160,15 @@ fn names<'a>(
     for (key, side) in keys.into_iter().zip(sides) {
         if !record.names(side).is_empty() {
             put(key, Value::List(record.names(side)));
+        }
+    }
+}
+
+/// What the owner of each side's address calls it, where that is known.
+fn ptrs<'a>(record: &'a Record, keys: [&'static str; 2], sides: [Side; 2], put: &mut impl Put<'a>) {
+    for (key, side) in keys.into_iter().zip(sides) {
+        if let Some(name) = record.ptr(side) {
+            put(key, Value::Str(Cow::Borrowed(name)));
         }
     }
 }

@@ -64,6 +64,8 @@ fn record(kind: RecordKind) -> Record {
         process: Some(Process { pid: 77, executable: Some("curl".into()) }),
         local_names: Vec::new(),
         remote_names: vec!["db.test".into(), "db.cdn.test".into()],
+        local_ptr: None,
+        remote_ptr: None,
         community_id: None,
         sampling_probability: 0.5,
         start_unix_ns: 1_700_000_000_000_000_000,
@@ -280,6 +282,57 @@ fn log_records_carry_kind_time_and_span() {
             .collect();
         assert_eq!(keys, want);
     }
+}
+
+#[test]
+fn a_ptr_name_stands_apart_from_the_domains_in_each_kind_and_profile() {
+    for profile in [Profile::Semconv, Profile::Tracee] {
+        for kind in RecordKind::ALL {
+            let plain = record(kind);
+            let with = Record {
+                local_ptr: Some("own.rev.test".into()),
+                remote_ptr: Some("peer.rev.test".into()),
+                ..record(kind)
+            };
+            // The peer ended it: it is the source.
+            let keys = match kind {
+                RecordKind::End => ["flowend.destination.ptr", "flowend.source.ptr"],
+                RecordKind::Begin | RecordKind::Progress => {
+                    ["flowend.local.ptr", "flowend.peer.ptr"]
+                }
+            };
+            let added = [
+                format!(r#"{} = "own.rev.test""#, keys[0]),
+                format!(r#"{} = "peer.rev.test""#, keys[1]),
+            ];
+            let told = shown(&with, profile);
+            let (ptrs, rest): (Vec<_>, Vec<_>) =
+                told.into_iter().partition(|line| added.contains(line));
+            assert_eq!(ptrs.len(), 2, "{kind:?}");
+            assert_eq!(rest, shown(&plain, profile), "all else as without: {kind:?}");
+            assert_eq!(text_line(&with, &TimeZone::UTC), text_line(&plain, &TimeZone::UTC));
+            let log = LogEncoder::new(profile).encode(&with);
+            let span = span(&with, profile, &scope());
+            for (key, want) in keys.into_iter().zip(["own.rev.test", "peer.rev.test"]) {
+                let told = log.attributes_iter().find(|(k, _)| k.as_str() == key);
+                assert_eq!(told.map(|(_, value)| value), Some(&AnyValue::from(want)));
+                let told = span.attributes.iter().find(|kv| kv.key.as_str() == key);
+                assert_eq!(told.map(|kv| kv.value.as_str().into_owned()), Some(want.to_owned()));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_address_without_a_name_is_not_called_by_its_ptr() {
+    let nameless = Record {
+        remote_names: Vec::new(),
+        remote_ptr: Some("peer.rev.test".into()),
+        ..record(RecordKind::End)
+    };
+    let told = shown(&nameless, Profile::Semconv);
+    assert!(told.contains(&r#"server.address = "192.0.2.7""#.into()), "{told:?}");
+    assert!(!told.iter().any(|line| line.contains("domains")), "{told:?}");
 }
 
 #[test]

@@ -51,9 +51,12 @@ impl Processes {
     }
 
     /// Takes in what the probe saw at connect() or bind(). The name is read at once: the process may
-    /// be gone when its connection ends.
+    /// be gone when its connection ends. Pid 0 is no process: the probe was told not to say it.
     pub fn observe(&mut self, kind: EventKind, event: &ProcessEvent) {
         debug_assert!(matches!(kind, EventKind::Connect | EventKind::Bind));
+        if event.pid == 0 {
+            return;
+        }
         let process = self.process(event.pid);
         match kind {
             EventKind::Bind => self.bound.insert(event.cookie, process),
@@ -133,6 +136,15 @@ mod tests {
         let known: HashMap<u64, bool> =
             (0..3).map(|c| (c, processes.by_cookie.contains_key(&c))).collect();
         assert_eq!(known, HashMap::from([(0, false), (1, true), (2, true)]));
+    }
+
+    #[test]
+    fn pid_0_is_no_process() {
+        let mut processes = Processes::new(2);
+        for kind in [EventKind::Connect, EventKind::Bind] {
+            processes.observe(kind, &ProcessEvent { cookie: 7, ..ProcessEvent::default() });
+        }
+        assert!(processes.by_cookie.is_empty() && processes.bound.is_empty());
     }
 
     #[test]

@@ -83,7 +83,9 @@ impl Workloads {
         workload
     }
 
-    fn path_of(&mut self, id: u64) -> Option<Arc<str>> {
+    /// The path of a cgroup below the mount, "/" for the root. Of one that is not known yet, the folders are
+    /// walked for it, and not again for a while where that does not find it.
+    pub fn path_of(&mut self, id: u64) -> Option<Arc<str>> {
         if let Some(path) = self.paths.get(id) {
             return Some(path);
         }
