@@ -7,7 +7,7 @@ use crate::cgroup;
 use crate::config::{Layered, Output};
 use crate::diag;
 use crate::enrich::is_in_initial_pid_namespace;
-use crate::probe::{LoadOptions, PROGRAMS, Probe};
+use crate::probe::{LoadOptions, PROGRAMS, Probe, Role};
 use crate::targets::resolve;
 
 /// How one point came out.
@@ -44,12 +44,8 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     }
     kernel(&mut say);
     capabilities(&mut say);
-    programs(settings.process, &mut say);
-    match Probe::load(LoadOptions {
-        ring_bytes: settings.ring_bytes,
-        process: settings.process,
-        dns: settings.names.enabled,
-    }) {
+    programs(LoadOptions::of(settings), &mut say);
+    match Probe::load(LoadOptions::of(settings)) {
         Ok(mut probe) => {
             say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));
             match probe.attach_errors() {
@@ -139,8 +135,8 @@ fn capabilities(say: &mut impl FnMut(Verdict, &str, &str)) {
     }
 }
 
-fn programs(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
-    for program in PROGRAMS.iter().filter(|p| p.is_wanted(process)) {
+fn programs(options: LoadOptions, say: &mut impl FnMut(Verdict, &str, &str)) {
+    for program in PROGRAMS.iter().filter(|p| p.is_wanted(&options)) {
         match Probe::try_program(program.name) {
             Ok(()) => say(Verdict::Good, program.name, &format!("loads ({})", program.purpose)),
             Err(error) => say(Verdict::Bad, program.name, &error.to_string()),
@@ -165,7 +161,7 @@ fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict
     let Some(mut probe) = probe else { return };
     for folder in resolution.attach.values() {
         let name = cgroup::relative(&mount, folder);
-        match probe.attach(folder, &name) {
+        match probe.attach(folder, &name, Role::Target) {
             Ok(_detached_when_dropped) => {
                 say(Verdict::Good, "target", &format!("{name}: can be attached"))
             }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -67,6 +67,8 @@ pub enum Command {
     DemoTraffic {
         /// The cgroup's folder to make them in.
         cgroup: PathBuf,
+        /// A DNS server that knows the demo's name.
+        nameserver: Option<SocketAddr>,
     },
 }
 

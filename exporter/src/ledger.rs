@@ -45,7 +45,39 @@ impl DropCause {
 
 /// Counts what happens before the outputs part.
 #[derive(Debug, Default)]
-pub struct Ledger([KindLedger; RecordKind::ALL.len()]);
+pub struct Ledger {
+    kinds: [KindLedger; RecordKind::ALL.len()],
+    /// Of the ends that are neither filtered nor sampled out.
+    pub names: NameCounts,
+}
+
+/// Connections by whether their peer has a name: lookups that cannot be seen (DNS over HTTPS or TLS, a
+/// resolver asked over a socket) show as connections without one.
+///
+/// Counted at the end, once for each connection: `with + without` is `seen` less `filtered` and
+/// `sampled_out` of the ends.
+#[derive(Debug, Default)]
+pub struct NameCounts {
+    /// The peer's address has a name.
+    pub with: Count,
+    /// It has none.
+    pub without: Count,
+}
+
+impl NameCounts {
+    /// Counts one connection.
+    pub fn add(&self, has_name: bool) {
+        if has_name { &self.with } else { &self.without }.add(1);
+    }
+}
+
+impl fmt::Display for NameCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (with, without) = (self.with.get(), self.without.get());
+        let all = with + without;
+        write!(f, "names: {all} connections, {with} with a name of the peer, {without} without")
+    }
+}
 
 /// Of one kind of record.
 #[derive(Debug, Default)]
@@ -61,7 +93,7 @@ pub struct KindLedger {
 impl Ledger {
     /// What is counted of one kind.
     pub const fn of(&self, kind: RecordKind) -> &KindLedger {
-        &self.0[kind as usize]
+        &self.kinds[kind as usize]
     }
 }
 
@@ -188,6 +220,16 @@ impl fmt::Display for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_with_and_without_a_name_are_one_line() {
+        let names = NameCounts::default();
+        for has_name in [true, true, false] {
+            names.add(has_name);
+        }
+        let want = "names: 3 connections, 2 with a name of the peer, 1 without";
+        assert_eq!(names.to_string(), want);
+    }
 
     #[test]
     fn kinds_are_counted_apart_and_each_that_is_on_has_its_line() {

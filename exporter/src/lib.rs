@@ -17,6 +17,9 @@ pub mod enrich;
 mod errors;
 pub mod export;
 pub mod flow;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ids;
 pub mod ledger;
 pub mod look;
@@ -28,3 +31,4 @@ pub mod run;
 pub mod sample;
 pub mod source;
 pub mod targets;
+pub mod telemetry;

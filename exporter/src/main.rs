@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Command::Demo { config } => {
             with_config(&config, &[], |layered| in_runtime(demo::demo(layered.settings)))
         }
-        Command::DemoTraffic { cgroup } => demo::traffic(&cgroup),
+        Command::DemoTraffic { cgroup, nameserver } => demo::traffic(&cgroup, nameserver),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,8 +95,12 @@ fn start_log(level: LevelFilter) {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::prelude::*;
     // Libraries speak up only when something is wrong.
-    let filter =
-        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("flowend", level);
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        // Its resolver warns of each packet that is no answer, and anybody may send some. What failed is
+        // counted.
+        .with_target("hickory", LevelFilter::OFF)
+        .with_target("flowend", level);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

@@ -2,22 +2,25 @@
 //!
 //! One task owns all of it. It never waits for an output.
 
+mod opened;
+
 use std::sync::Arc;
 
-use flowend_probe_types::{Event, RingItem, TcpEvent};
-use hashlink::LruCache;
+use flowend_probe_types::{Addr, Event, RingItem};
 use ipnet::IpNet;
 
 use crate::community_id::CommunityId;
-use crate::dns::{Dns, Scope};
-use crate::enrich::{Process, Processes, Workloads};
+use crate::dns::{Dns, Scopes};
+use crate::enrich::{Hosts, Process, Processes, Reverse, Workloads};
 use crate::export::{OwnSockets, Queue};
-use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable};
+use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, Opened};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::look::Look;
 use crate::record::{Record, RecordKind};
 use crate::sample::Sampler;
+
+pub use opened::{Names, OpenedNames};
 
 /// Everything between the events and the queues.
 #[derive(Debug)]
@@ -36,7 +39,13 @@ pub struct Stages {
     pub workloads: Workloads,
     /// Address to names.
     pub dns: Dns,
-    /// The names of the peer as they stood when a socket connected.
+    /// Whom the names serve that a cgroup looked up.
+    pub scopes: Scopes,
+    /// Names from the workloads' own hosts files, where they are asked for.
+    pub hosts: Option<Hosts>,
+    /// Names by PTR, where they are asked for.
+    pub reverse: Option<Reverse>,
+    /// The names of open connections, as they stood when each was opened.
     pub opened: OpenedNames,
     /// flowend's own sockets.
     pub own: OwnSockets,
@@ -65,7 +74,9 @@ impl Pipeline {
         match item {
             RingItem::Event(event) => self.event(event, boot_to_unix_ns),
             RingItem::Dns(kind, facts, message) => {
-                self.stages.dns.observe(*kind, facts, message, Scope(facts.cgroup_id))
+                let Stages { scopes, workloads, dns, .. } = &mut self.stages;
+                let id = facts.cgroup_id;
+                dns.observe(*kind, facts, message, scopes.learn(id, || workloads.path_of(id)));
             }
         }
     }
@@ -73,10 +84,15 @@ impl Pipeline {
     /// Takes in one event. `boot_to_unix_ns` turns its clock into wall time.
     pub fn event(&mut self, event: &Event, boot_to_unix_ns: u64) {
         match event {
-            Event::Process(kind, process) => self.stages.processes.observe(*kind, process),
+            Event::Process(kind, process) => {
+                self.stages.processes.observe(*kind, process);
+                self.stages.opened.asked(*kind, process);
+            }
             Event::Tcp(_, tcp) => {
                 self.stages.workloads.observe(tcp.cgroup_id);
-                self.stages.opened.observe(tcp, &self.stages.dns);
+                if let Some(hosts) = &self.stages.hosts {
+                    hosts.observe(tcp.cgroup_id, tcp.time_ns);
+                }
                 let stages = &mut self.stages;
                 self.flows.apply(event, &mut |flow| stages.take(flow, boot_to_unix_ns));
             }
@@ -102,6 +118,9 @@ impl Pipeline {
         }
         for socket in census.sockets.iter().filter(|socket| socket.watched) {
             self.stages.workloads.observe(socket.cgroup_id.unwrap_or(0));
+            if let Some(hosts) = &self.stages.hosts {
+                hosts.observe(socket.cgroup_id.unwrap_or(0), census.done_ns);
+            }
         }
         let stages = &mut self.stages;
         self.flows.look(census, &mut |flow| stages.take(flow, boot_to_unix_ns));
@@ -126,9 +145,29 @@ impl Pipeline {
         }
     }
 
+    /// Says which folders are attached to: cgroup id and path below the mount.
+    pub fn attached(&mut self, targets: Vec<(u64, Arc<str>)>) {
+        self.stages.scopes.attached(targets);
+    }
+
+    /// Whom the names serve.
+    pub const fn scopes(&self) -> &Scopes {
+        &self.stages.scopes
+    }
+
     /// What became of the DNS messages.
     pub const fn dns(&self) -> &Dns {
         &self.stages.dns
+    }
+
+    /// What the workloads' hosts files say.
+    pub const fn hosts(&self) -> Option<&Hosts> {
+        self.stages.hosts.as_ref()
+    }
+
+    /// What became of the reverse lookups.
+    pub const fn reverse(&self) -> Option<&Reverse> {
+        self.stages.reverse.as_ref()
     }
 
     /// Until when everything that happened has been read, ns.
@@ -142,43 +181,10 @@ impl Pipeline {
     }
 }
 
-/// The names of the peer at the SYN: a long connection keeps the name it was opened by. By cookie and
-/// time of the SYN, since a cookie is not a connection. Bounded; only connections whose peer has a name
-/// take room, until they end.
-#[derive(Debug)]
-pub struct OpenedNames(LruCache<(u64, u64), Vec<Arc<str>>>);
-
-impl OpenedNames {
-    /// For at most `limit` connections.
-    pub fn new(limit: usize) -> Self {
-        Self(LruCache::new(limit.max(1)))
-    }
-
-    fn observe(&mut self, event: &TcpEvent, dns: &Dns) {
-        let is_first_syn = event.is_syn_sent() && event.total_retrans == 0;
-        if !is_first_syn {
-            return;
-        }
-        let names = dns.names(&[Scope(event.cgroup_id)], event.remote, event.time_ns);
-        if !names.is_empty() {
-            self.0.insert((event.cookie, event.time_ns), names);
-        }
-    }
-
-    /// What was taken at the SYN of just this connection; it stays for the connection's end.
-    fn get(&self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
-        self.0.peek(&(end.cookie, end.start_ns)).cloned()
-    }
-
-    /// What was taken at the SYN of just this connection, which is over.
-    fn take(&mut self, end: &ConnectionEnd) -> Option<Vec<Arc<str>>> {
-        self.0.remove(&(end.cookie, end.start_ns))
-    }
-}
-
 impl Stages {
     fn take(&mut self, flow: FlowEvent, boot_to_unix_ns: u64) {
         let (kind, end) = match flow {
+            FlowEvent::Opened(opened) => return self.open(&opened),
             FlowEvent::Begin(end) => (RecordKind::Begin, end),
             FlowEvent::Progress(end) => (RecordKind::Progress, end),
             FlowEvent::End(end) => (RecordKind::End, end),
@@ -186,11 +192,31 @@ impl Stages {
         self.record(kind, end, boot_to_unix_ns);
     }
 
+    /// A connection is heard of for the first time: the one place where whatever is to be known of its
+    /// addresses is asked for. The names of both sides are taken as they stood when it began, before they
+    /// lapse. Events are some ms late, and the SYN of an accepted connection may be older; the cache keeps
+    /// lapsed answers for a moment, and what is gone by now is left out.
+    fn open(&mut self, opened: &Opened) {
+        if self.own.contains(opened.cookie) {
+            return;
+        }
+        if let Some(reverse) = &self.reverse {
+            reverse.want(opened.local.addr, opened.start_ns);
+            reverse.want(opened.remote.addr, opened.start_ns);
+        }
+        let asked = self.opened.rewritten(opened);
+        let remote = [asked, Some(opened.remote.addr)];
+        let names = self.names(opened.cgroup_id, opened.local.addr, &remote, opened.start_ns);
+        self.opened.keep(opened, names);
+    }
+
     /// Makes a record and hands it to each output that gets its kind. What the end of a connection
     /// needs is left in place by its begin and progresses.
     fn record(&mut self, kind: RecordKind, end: ConnectionEnd, boot_to_unix_ns: u64) {
         self.ledger.of(kind).seen.add(1);
-        let (is_own_socket, opened) = match kind {
+        let (is_own_socket, mut names) = match kind {
+            // Never opened.
+            RecordKind::End if end.is_of_listener() => (false, self.names_of_failed(&end)),
             RecordKind::End => (self.own.take(end.cookie), self.opened.take(&end)),
             RecordKind::Begin | RecordKind::Progress => {
                 (self.own.contains(end.cookie), self.opened.get(&end))
@@ -206,9 +232,15 @@ impl Stages {
             self.ledger.of(kind).sampled_out.add(1);
             return;
         };
-        let (local_names, remote_names) = self.names(&end, opened);
+        self.add_hosts(&mut names.local, &end, end.local.addr);
+        self.add_hosts(&mut names.remote, &end, end.remote.addr);
+        if kind == RecordKind::End {
+            self.ledger.names.add(!names.remote.is_empty());
+        }
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
+        let ptr = |addr| self.reverse.as_ref().and_then(|r| r.get(addr, end.start_ns));
+        let (local_ptr, remote_ptr) = (ptr(end.local.addr), ptr(end.remote.addr));
         let community_id = self.community_id.map(|id| id.of(end.local, end.remote));
         let record = Arc::new(Record {
             kind,
@@ -216,8 +248,10 @@ impl Stages {
             parent_span_id,
             workload,
             process,
-            local_names,
-            remote_names,
+            local_names: names.local,
+            remote_names: names.remote,
+            local_ptr,
+            remote_ptr,
             community_id,
             sampling_probability,
             start_unix_ns: end.start_ns + boot_to_unix_ns,
@@ -229,18 +263,45 @@ impl Stages {
         }
     }
 
-    /// The names of both sides as they stood at the start. What is learnt later, or has lapsed since
-    /// without a snapshot, leaves them out.
+    /// The names of a handshake that failed at a listener, as they stood at its SYN. What has lapsed for long
+    /// is left out.
+    fn names_of_failed(&mut self, end: &ConnectionEnd) -> Names {
+        self.names(end.cgroup_id, end.local.addr, &[Some(end.remote.addr)], end.start_ns)
+    }
+
+    /// What the cgroup's scopes called the addresses at `at_ns`; of the peer's, the first one first.
     fn names(
-        &self,
-        end: &ConnectionEnd,
-        opened: Option<Vec<Arc<str>>>,
-    ) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
-        let names = |addr| match end.cgroup_id {
-            Some(cgroup) => self.dns.names(&[Scope(cgroup)], addr, end.start_ns),
-            None => Vec::new(),
-        };
-        (names(end.local.addr), opened.unwrap_or_else(|| names(end.remote.addr)))
+        &mut self,
+        cgroup_id: Option<u64>,
+        local: Addr,
+        remote: &[Option<Addr>],
+        at_ns: u64,
+    ) -> Names {
+        let id = cgroup_id.unwrap_or(0);
+        let scopes = self.scopes.serves(id, || self.workloads.path_of(id));
+        let mut names = Names { local: self.dns.names(&scopes, local, at_ns), remote: Vec::new() };
+        for addr in remote.iter().flatten() {
+            for name in self.dns.names(&scopes, *addr, at_ns) {
+                if !names.remote.contains(&name) {
+                    names.remote.push(name);
+                }
+            }
+        }
+        names
+    }
+
+    /// Adds the names that the hosts file gave the address when the connection began. Now and not when it was
+    /// opened: the file may have been read since.
+    fn add_hosts(&self, names: &mut Vec<Arc<str>>, end: &ConnectionEnd, addr: Addr) {
+        if let (Some(hosts), Some(cgroup)) = (&self.hosts, end.cgroup_id)
+            && let Some(more) = hosts.names(cgroup, addr, end.start_ns)
+        {
+            for name in more.iter() {
+                if !names.contains(name) {
+                    names.push(Arc::clone(name));
+                }
+            }
+        }
     }
 
     /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.

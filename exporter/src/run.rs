@@ -1,7 +1,11 @@
 //! `flowend run`: from settings to a running sidecar, and to an orderly end.
 
+mod names;
+
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +16,8 @@ use tracing::{info, warn};
 
 use crate::cgroup::{self, Paths};
 use crate::clock;
-use crate::config::{Output, Settings};
-use crate::dns::{Dns, DnsStats};
+use crate::config::{Output, ScopeKind, Settings};
+use crate::dns::Scopes;
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
 use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
@@ -25,6 +29,7 @@ use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::record::{EventSet, Record};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
+use crate::telemetry::{self, Counts, Metric, Scrape, Sources, Telemetry};
 
 /// Paths of cgroups remembered at most: about 100 bytes each.
 const MAX_PATHS: usize = 65_536;
@@ -44,6 +49,9 @@ pub struct Sidecar {
     paths: Paths,
     outputs: Vec<RunningOutput>,
     ledger: Arc<Ledger>,
+    telemetry: Option<Telemetry>,
+    snapshot: Option<PathBuf>,
+    scope_kind: ScopeKind,
     shutdown_timeout: Duration,
 }
 
@@ -78,17 +86,14 @@ impl Sidecar {
     /// The first thing that is missing, with the remedy; then nothing stays attached.
     pub fn start(settings: &Settings) -> anyhow::Result<Self> {
         let mount = cgroup::find_mount()?;
-        let mut probe = Probe::load(LoadOptions {
-            ring_bytes: settings.ring_bytes,
-            process: settings.process,
-            dns: settings.names.enabled,
-        })?;
+        let mut probe = Probe::load(LoadOptions::of(settings))?;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
         let source = RingSource::new(ring, lost, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
         let outputs = start_outputs(settings, &own)?;
+        let telemetry = start_telemetry(settings.telemetry_listen, &own)?;
         let ledger = Arc::new(Ledger::default());
         let paths = Paths::new(MAX_PATHS);
         let errors_reported = match probe.attach_errors() {
@@ -114,7 +119,10 @@ impl Sidecar {
                     paths.clone(),
                     workload_settings(settings),
                 ),
-                dns: Dns::new(settings.dns),
+                dns: names::start(settings),
+                scopes: Scopes::new(settings.names.scope, settings.names.resolvers.clone()),
+                hosts: names::start_hosts(settings, &mount, &paths)?,
+                reverse: names::start_reverse(settings),
                 opened: OpenedNames::new(settings.max_flows),
                 own,
                 ids: Ids::new(&settings.ids_key, random_seed()),
@@ -135,7 +143,13 @@ impl Sidecar {
             },
             owners: settings.process,
         };
-        let watch = TargetWatch::start(probe, mount, settings.targets.clone(), paths.clone())?;
+        let watch = TargetWatch::start(
+            probe,
+            mount,
+            settings.targets.clone(),
+            settings.names.resolver_patterns(),
+            paths.clone(),
+        )?;
         Ok(Self {
             source,
             pipeline,
@@ -144,6 +158,9 @@ impl Sidecar {
             paths,
             outputs,
             ledger,
+            telemetry,
+            snapshot: settings.names.snapshot.clone(),
+            scope_kind: settings.names.scope,
             shutdown_timeout: settings.shutdown_timeout,
         })
     }
@@ -158,9 +175,11 @@ impl Sidecar {
             "{} cgroup(s) attached; reporting the ends of TCP connections",
             self.watch.attached()
         );
+        let mut targets =
+            names::AttachedTargets::new(self.looks.mount.clone(), self.watch.folders());
         let mut looker = Looker::start(self.looks, self.paths, self.watch.folders());
         let mut look = None;
-        let watch = tokio::spawn(self.watch.run());
+        let watching = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
         let mut said = Health::default();
@@ -169,10 +188,15 @@ impl Sidecar {
             tokio::select! {
                 () = &mut shutdown => break None,
                 // A flood must not keep the others from their turn.
-                () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline),
-                () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline),
+                () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline, &mut targets),
+                () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline, &mut targets),
                 _ = health.tick() => said = said.report(&self.source, &self.pipeline),
                 taken = looker.next(), if look.is_none() => look = Some(taken),
+                Some(scrape) = next_scrape(&mut self.telemetry) => {
+                    let outputs: Vec<_> = self.outputs.iter().map(|o| Arc::clone(&o.ledger)).collect();
+                    // Whoever asked may be gone.
+                    let _ = scrape.send(counts(&self.source, &self.pipeline, &self.ledger, &outputs));
+                }
             }
             if !more {
                 take_in(&mut look, &mut self.pipeline);
@@ -188,17 +212,20 @@ impl Sidecar {
                     "the task that looks at the kernel's sockets ended by itself"
                 ));
             }
-            if watch.is_finished() {
+            if watching.is_finished() {
                 break Some(anyhow::anyhow!("the task that watches the cgroups ended by itself"));
             }
         };
         // Detached first: then what the ring holds comes to an end.
-        watch.abort();
-        let _ = watch.await;
-        while read(&mut self.source, &mut self.pipeline) {}
+        watching.abort();
+        let _ = watching.await;
+        while read(&mut self.source, &mut self.pipeline, &mut targets) {}
         self.pipeline.finish(clock::boot_to_unix_ns());
         said.report(&self.source, &self.pipeline);
-        info!("{}", dns_line(&self.pipeline.dns().stats()));
+        names::keep(self.snapshot.as_deref(), &self.pipeline, self.scope_kind);
+        for line in names::lines(&self.pipeline, &self.ledger) {
+            info!("{line}");
+        }
         let deadline = tokio::time::sleep(self.shutdown_timeout);
         let outputs = finish_outputs(self.outputs, deadline).await;
         for output in &outputs {
@@ -213,12 +240,52 @@ impl Sidecar {
     }
 }
 
+/// Listens where `telemetry.listen` says.
+fn start_telemetry(
+    listen: Option<SocketAddr>,
+    own: &OwnSockets,
+) -> anyhow::Result<Option<Telemetry>> {
+    let Some(address) = listen else { return Ok(None) };
+    let telemetry = Telemetry::listen(address, own.clone()).with_context(|| {
+        format!("key `telemetry.listen`: {address} cannot be listened on; choose another address or port")
+    })?;
+    info!("metrics at http://{}/metrics", telemetry.address());
+    Ok(Some(telemetry))
+}
+
+/// The next one who asks for the counts; never where nobody can.
+async fn next_scrape(telemetry: &mut Option<Telemetry>) -> Option<Scrape> {
+    match telemetry {
+        Some(telemetry) => telemetry.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is counted at this moment.
+fn counts(
+    source: &RingSource,
+    pipeline: &Pipeline,
+    ledger: &Ledger,
+    outputs: &[Arc<OutputLedger>],
+) -> Vec<Metric> {
+    let names =
+        Sources { dns: Some(pipeline.dns()), hosts: pipeline.hosts(), reverse: pipeline.reverse() };
+    let (lost, skipped) = (source.lost(), source.skipped());
+    telemetry::gather(&Counts { ledger, outputs, names, lost, skipped })
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One turn of the data path. Says whether the ring may hold more.
-fn read(source: &mut RingSource, pipeline: &mut Pipeline) -> bool {
+fn read(
+    source: &mut RingSource,
+    pipeline: &mut Pipeline,
+    targets: &mut names::AttachedTargets,
+) -> bool {
+    // Before the events of a new target are read.
+    targets.tell_news(pipeline);
     let offset = clock::boot_to_unix_ns();
     // Before the ring is read: what happened by then is in it, or was lost.
     let now = clock::boot_ns();
@@ -316,15 +383,6 @@ impl Health {
         }
         now
     }
-}
-
-/// What became of the DNS messages, in words.
-pub(crate) fn dns_line(stats: &DnsStats) -> String {
-    let DnsStats { queries, learnt, empty, unmatched, malformed } = stats;
-    format!(
-        "dns: queries {queries}; answers: {learnt} named addresses, {empty} without an address, \
-         {unmatched} to no query seen, {malformed} malformed"
-    )
 }
 
 /// Starts the task of each output and signal.

@@ -66,6 +66,30 @@ impl Pattern {
         }
         Ok(Self { text: text.to_owned(), parts })
     }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the cgroup at `path` (relative to the mount, "/" for the root), or a folder above it, is one
+    /// that the pattern means. The folders need not exist.
+    pub fn covers(&self, path: &str) -> bool {
+        let patterns = std::slice::from_ref(self);
+        let is_whole = |states: &[State]| states.iter().any(|s| s.at == self.parts.len());
+        let mut states = vec![State { pattern: 0, at: 0 }];
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            if is_whole(&states) {
+                return true;
+            }
+            let mut open = Vec::new();
+            for state in &states {
+                close_over(*state, patterns, &mut open);
+            }
+            states = open.iter().filter_map(|state| step(*state, name, patterns)).collect();
+        }
+        is_whole(&states)
+    }
 }
 
 /// What the patterns mean at the moment.
@@ -264,6 +288,45 @@ mod tests {
             let (paths, unmatched) = attached(root.path(), patterns);
             assert_eq!(paths, *want, "{patterns:?}");
             assert!(unmatched.is_empty(), "{patterns:?}: {unmatched:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_means_and_everything_below() {
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            // pattern; covered; not covered
+            ("/", &["/", "/a", "/a/b"], &[]),
+            ("a/b", &["/a/b", "/a/b/c/d"], &["/", "/a", "/a/bc", "/x/a/b", "/b"]),
+            ("/a/", &["/a", "/a/b"], &["/ab"]),
+            ("a/*.service", &["/a/x.service", "/a/x.service/sub"], &["/a", "/a/b/x.service"]),
+            ("x.service", &["/x.service", "/a/b/x.service/c"], &["/a/y.service", "/"]),
+            ("k/**", &["/k/a", "/k/a/b"], &["/k", "/"]),
+            ("k/**/pod[12]", &["/k/pod1", "/k/a/b/pod2/c"], &["/k/a/pod3", "/pod1"]),
+            ("**/a/**/b", &["/a/b", "/x/a/y/a/z/b/c"], &["/b/a", "/x/a"]),
+        ];
+        for (pattern, covered, others) in cases {
+            let parsed = Pattern::parse(pattern).unwrap();
+            assert_eq!(parsed.as_str(), *pattern);
+            for (paths, want) in [(covered, true), (others, false)] {
+                for path in *paths {
+                    assert_eq!(parsed.covers(path), want, "{pattern} {path}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_pattern_resolves_to_it_covers() {
+        let root = tree(&["a/b/c.service", "a/d", "e/b"]);
+        for text in ["/", "a", "a/**", "**/b", "c.service", "*/b", "a/b/c.service", "nothing"] {
+            let pattern = Pattern::parse(text).unwrap();
+            let resolved: Vec<_> =
+                resolve(root.path(), &[pattern.clone()]).attach.into_values().collect();
+            cgroup::walk(root.path(), root.path(), &mut |_, path| {
+                let folder = root.path().join(&path[1..]);
+                let is_below = resolved.iter().any(|attached| folder.starts_with(attached));
+                assert_eq!(pattern.covers(path), is_below, "{text} {path}");
+            });
         }
     }
 

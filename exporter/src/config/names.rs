@@ -66,6 +66,12 @@ pub struct ReverseSettings {
 }
 
 impl NameSettings {
+    /// The cgroups to attach to for their DNS alone: none where DNS is not read.
+    pub fn resolver_patterns(&self) -> Vec<Pattern> {
+        let read = if self.enabled { self.resolvers.as_slice() } else { &[] };
+        read.iter().map(|r| r.resolver.clone()).collect()
+    }
+
     pub(super) fn resolve(raw: RawDns, origin: Origin<'_>) -> Result<Self, ConfigError> {
         let scopes = [
             ("cgroup", ScopeKind::Cgroup),

@@ -23,7 +23,14 @@ pub(super) struct RawSettings {
     pub(super) sampling: RawSampling,
     pub(super) attributes: RawAttributes,
     pub(super) resource: RawResource,
+    pub(super) telemetry: RawTelemetry,
     pub(super) shutdown: RawShutdown,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTelemetry {
+    pub(super) listen: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,6 +1,7 @@
 //! Settings as resolved: types that cannot hold a bad value.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub service_name: Option<String>,
     /// Added to every resource.
     pub resource_attributes: BTreeMap<String, String>,
+    /// Where flowend tells its own counts, if anywhere.
+    pub telemetry_listen: Option<SocketAddr>,
     /// How long records may be sent after the signal to stop.
     pub shutdown_timeout: Duration,
 }
@@ -197,6 +200,7 @@ impl Settings {
             community_id: community_id(&raw.attributes, origin)?,
             service_name: non_empty(raw.resource.service_name),
             resource_attributes: raw.resource.attributes,
+            telemetry_listen: listen("telemetry.listen", &raw.telemetry.listen, origin)?,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
         })
     }
@@ -329,6 +333,17 @@ pub(super) fn count(
         .ok()
         .filter(|n| (min..=max).contains(n))
         .ok_or_else(|| bad(key, origin, format!("{n} is not between {min} and {max}")))
+}
+
+fn listen(key: &str, text: &str, origin: Origin<'_>) -> Result<Option<SocketAddr>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        let problem =
+            format!("\"{text}\" is no address with a port; write one like \"127.0.0.1:9464\"");
+        bad(key, origin, problem)
+    })
 }
 
 fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {

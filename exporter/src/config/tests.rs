@@ -300,6 +300,10 @@ fn each_mistake_names_its_place_and_the_remedy() {
             set(&["dns.resolver_cgroups.a/..=/"]),
             &["key `dns.resolver_cgroups.a/..`: ", "must not hold"],
         ),
+        (
+            set(&["telemetry.listen=9464"]),
+            &["key `telemetry.listen`: \"9464\" is no address with a port", "127.0.0.1:9464"],
+        ),
         (set(&["dns.cache_bytes=1"]), &["1 is not between 65536"]),
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),

@@ -1,10 +1,12 @@
 //! `flowend demo`: ends real connections in a cgroup of its own, and shows what a real OTLP receiver
 //! got of them.
 
+mod nameserver;
 mod receiver;
 mod traffic;
 mod verdict;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,10 +17,11 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use crate::cgroup;
-use crate::config::{Output, Profile, Protocol, Settings};
+use crate::config::{NameSettings, Output, Profile, Protocol, ScopeKind, Settings};
 use crate::run::Sidecar;
 use crate::targets::Pattern;
 
+use nameserver::NameServer;
 pub use receiver::{Item, Received, Receiver};
 use traffic::Ending;
 pub use traffic::traffic;
@@ -30,26 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When something is missing to run it, or when a record is not what happened; says why.
-pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
+pub async fn demo(settings: Settings) -> anyhow::Result<()> {
     let mount = cgroup::find_mount()?;
     let cgroup = DemoCgroup::make(&mount)?;
     let receiver = Receiver::start().await.context("the demo's own OTLP receiver")?;
+    let nameserver = NameServer::start().await;
 
-    settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
-    settings.outputs = vec![Output::Otlp];
-    settings.profile = Profile::Semconv;
-    settings.sampling_ratio = 1.0;
-    settings.peer_cidrs =
-        ["127.0.0.0/8", "::1/128"].map(str::parse).into_iter().collect::<Result<_, _>>()?;
-    settings.export.interval = Duration::from_millis(50);
-    settings.export.queue_records = 1024;
-    settings.shutdown_timeout = PATIENCE;
-    for signal in [&mut settings.receivers.logs, &mut settings.receivers.traces] {
-        signal.endpoint = receiver.endpoint().parse()?;
-        signal.protocol = Protocol::Grpc;
-        signal.headers.clear();
-    }
-
+    let settings = for_demo(settings, &cgroup, &receiver)?;
     let sidecar = Sidecar::start(&settings)?;
     let detachments = sidecar.detachments();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -58,7 +48,9 @@ pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     }));
 
     println!("cgroup {}: making connections and ending them", cgroup.name);
-    let endings = make_traffic(&cgroup.folder).await?;
+    println!("{}", names_line(&nameserver));
+    let server = nameserver.as_ref().ok().map(NameServer::address);
+    let endings = make_traffic(&cgroup.folder, server).await?;
     let expected = endings.iter().map(Ending::records).sum();
     receiver.wait_for(expected, PATIENCE).await;
     // Before the stop: the programs are detached then in any case.
@@ -71,8 +63,10 @@ pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     drop(cgroup);
     if wrong.is_empty() {
         println!(
-            "all true: {} endings, {expected} log records and {expected} spans, each as it happened",
-            endings.len()
+            "all true: {} endings, {} of them by name, {expected} log records and {expected} spans, each as it \
+             happened",
+            endings.len(),
+            endings.iter().filter(|ending| !ending.server_names.is_empty()).count(),
         );
         return Ok(());
     }
@@ -88,11 +82,64 @@ pub async fn demo(mut settings: Settings) -> anyhow::Result<()> {
     bail!("{} record(s) missing or wrong, as listed above", wrong.len());
 }
 
+/// The user's settings with what the demo needs: its cgroup, its receiver, and nothing left out.
+fn for_demo(
+    mut settings: Settings,
+    cgroup: &DemoCgroup,
+    receiver: &Receiver,
+) -> anyhow::Result<Settings> {
+    settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
+    settings.outputs = vec![Output::Otlp];
+    settings.profile = Profile::Semconv;
+    settings.sampling_ratio = 1.0;
+    settings.names = NameSettings {
+        enabled: true,
+        scope: ScopeKind::Cgroup,
+        resolvers: Vec::new(),
+        hosts: false,
+        snapshot: None,
+        reverse: None,
+        ..settings.names
+    };
+    (settings.dns.min_ttl, settings.dns.max_ttl) =
+        (Duration::from_secs(5), Duration::from_secs(3600));
+    settings.peer_cidrs =
+        ["127.0.0.0/8", "::1/128"].map(str::parse).into_iter().collect::<Result<_, _>>()?;
+    settings.export.interval = Duration::from_millis(50);
+    settings.export.queue_records = 1024;
+    settings.shutdown_timeout = PATIENCE;
+    for signal in [&mut settings.receivers.logs, &mut settings.receivers.traces] {
+        signal.endpoint = receiver.endpoint().parse()?;
+        signal.protocol = Protocol::Grpc;
+        signal.headers.clear();
+    }
+    Ok(settings)
+}
+
+/// What of the demo is about names, in words.
+fn names_line(nameserver: &anyhow::Result<NameServer>) -> String {
+    match nameserver {
+        Ok(server) => format!(
+            "names: {} is looked up at {}, a DNS server of the demo's own that answers {} by way of {}; \
+             flowend reads that answer as it reads any",
+            nameserver::ASKED,
+            server.address(),
+            nameserver::ADDRESS,
+            nameserver::NAMES[1],
+        ),
+        Err(error) => format!("names: left out, no DNS server for the demo: {error:#}"),
+    }
+}
+
 /// Runs the traffic in a process of its own, which joins the cgroup before it makes a socket.
-async fn make_traffic(cgroup: &Path) -> anyhow::Result<Vec<Ending>> {
+async fn make_traffic(
+    cgroup: &Path,
+    nameserver: Option<SocketAddr>,
+) -> anyhow::Result<Vec<Ending>> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("demo-traffic")
         .arg(cgroup)
+        .args(nameserver.map(|address| address.to_string()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

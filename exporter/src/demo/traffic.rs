@@ -1,12 +1,16 @@
 //! The demo's connections: made and ended for real, and written down as they happened.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+
+use super::nameserver;
 
 /// Longer than the delayed ACK (40 ms), so that each step is seen before the next one.
 const STEP: Duration = Duration::from_millis(60);
@@ -38,6 +42,8 @@ pub(super) struct Ending {
     pub(super) down: u64,
     /// Whether there is an accepted socket.
     pub(super) accepted: bool,
+    /// The names of the server's address, where it was looked up.
+    pub(super) server_names: Vec<String>,
 }
 
 impl Ending {
@@ -47,11 +53,16 @@ impl Ending {
     }
 }
 
-/// Joins the cgroup, makes the connections, and prints each ending as a line of JSON.
+/// Times that the name is asked for, and how long each waits for the answer.
+const LOOKUPS: u16 = 3;
+const LOOKUP: Duration = Duration::from_secs(1);
+
+/// Joins the cgroup, makes the connections, and prints each ending as a line of JSON. With a DNS server, the
+/// last ones go to an address that it names.
 ///
 /// # Errors
-/// When the cgroup cannot be joined or loopback does not work.
-pub fn traffic(cgroup: &Path) -> anyhow::Result<()> {
+/// When the cgroup cannot be joined, loopback does not work or the server does not answer.
+pub fn traffic(cgroup: &Path, server: Option<SocketAddr>) -> anyhow::Result<()> {
     std::fs::write(cgroup.join("cgroup.procs"), "0")
         .with_context(|| format!("cannot join the cgroup {}", cgroup.display()))?;
     let mut hosts = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
@@ -67,12 +78,39 @@ pub fn traffic(cgroup: &Path) -> anyhow::Result<()> {
             half_closed,
             refused,
         ] {
-            let ending = make(host)?;
-            let line = serde_json::to_string(&ending)?;
-            writeln!(std::io::stdout(), "{line}")?;
+            say(&make(host)?)?;
         }
     }
+    let Some(server) = server else { return Ok(()) };
+    let host = SocketAddr::from((look_up(server)?, 0));
+    for make in [closed_by_client, closed_by_server] {
+        let mut ending = make(host)?;
+        ending.what = format!("{}, connected by name", ending.what);
+        ending.server_names = nameserver::NAMES.map(str::to_owned).to_vec();
+        say(&ending)?;
+    }
     Ok(())
+}
+
+fn say(ending: &Ending) -> anyhow::Result<()> {
+    let line = serde_json::to_string(ending)?;
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+/// Asks for the name's address as a resolver does, over UDP.
+fn look_up(server: SocketAddr) -> anyhow::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(LOOKUP))?;
+    let mut answer = [0; 512];
+    for id in 1..=LOOKUPS {
+        socket.send(&nameserver::query(id)?)?;
+        let Ok(len) = socket.recv(&mut answer) else { continue };
+        if let Some(address) = nameserver::address_in(&answer[..len], id) {
+            return Ok(address);
+        }
+    }
+    anyhow::bail!("{server} did not answer {} in {LOOKUPS} tries", nameserver::ASKED)
 }
 
 struct Pair {
@@ -96,6 +134,7 @@ impl Pair {
             up: 0,
             down: 0,
             accepted: true,
+            server_names: Vec::new(),
         };
         Ok(Self { client, server, ending })
     }
@@ -189,5 +228,6 @@ fn refused(host: SocketAddr) -> anyhow::Result<Ending> {
         up: 0,
         down: 0,
         accepted: false,
+        server_names: Vec::new(),
     })
 }

@@ -16,7 +16,7 @@ use crate::record::RecordKind;
 pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
     let mut wrong = Vec::new();
     println!(
-        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7}",
+        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7} {}",
         "ending",
         "seen",
         "source (ended it)",
@@ -24,7 +24,8 @@ pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
         "direction",
         "reason",
         "sent",
-        "recvd"
+        "recvd",
+        "names"
     );
     for ending in endings {
         let roles: &[Role] =
@@ -80,7 +81,7 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
         Role::Server => "incoming",
     };
     println!(
-        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7}",
+        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7} {}",
         ending.what,
         name(role),
         shown(attributes, "source"),
@@ -89,6 +90,7 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
         text(attributes, "flowend.end.reason"),
         text(attributes, "flowend.bytes.sent"),
         text(attributes, "flowend.bytes.received"),
+        shown_names(attributes),
     );
     let mut expected = vec![
         ("flowend.connection.direction", direction.to_owned()),
@@ -108,8 +110,16 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
         ("client", ending.client),
         ("server", ending.server),
     ] {
-        expected.push((key(prefix, "address"), address.ip().to_string()));
+        // The server's name stands in the place of its address (OpenTelemetry's own rule).
+        let name = ending.server_names.first().filter(|_| prefix == "server");
+        let shown = name.cloned().unwrap_or_else(|| address.ip().to_string());
+        expected.push((key(prefix, "address"), shown));
         expected.push((key(prefix, "port"), address.port().to_string()));
+    }
+    for (key, address) in [(SOURCE_DOMAINS, source), (DESTINATION_DOMAINS, destination)] {
+        let names =
+            if address == ending.server { ending.server_names.join(" ") } else { String::new() };
+        expected.push((key, names));
     }
     for (key, want) in expected {
         let got = text(attributes, key);
@@ -127,6 +137,20 @@ fn compare_one(ending: &Ending, role: Role, received: &Received) -> Result<(), S
         return Err("log record and span have different attributes".into());
     }
     check_trace(ending, role, span, received)
+}
+
+const SOURCE_DOMAINS: &str = "flowend.source.domains";
+const DESTINATION_DOMAINS: &str = "flowend.destination.domains";
+
+/// The names of either side, with the side they are of.
+fn shown_names(attributes: &BTreeMap<String, String>) -> String {
+    [("source", SOURCE_DOMAINS), ("destination", DESTINATION_DOMAINS)]
+        .map(|(side, key)| (side, text(attributes, key)))
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(side, names)| format!("{side}: {names}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Both ends in one trace, the server's span below the client's.
@@ -210,6 +234,9 @@ fn any(value: Option<&AnyValue>) -> String {
         Some(Value::IntValue(n)) => n.to_string(),
         Some(Value::BoolValue(b)) => b.to_string(),
         Some(Value::DoubleValue(d)) => d.to_string(),
+        Some(Value::ArrayValue(list)) => {
+            list.values.iter().map(|value| any(Some(value))).collect::<Vec<_>>().join(" ")
+        }
         other => format!("{other:?}"),
     }
 }

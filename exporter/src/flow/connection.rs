@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::census::OpenSocket;
 use super::embryo::Embryo;
-use super::end::{Direction, Endpoint, Reason};
+use super::end::{Direction, Endpoint, Opened, Reason};
 use super::verdict::{Context, Facts};
 use super::{HALF_CLOSED_NS, SETTLE_NS, UNEXPLAINED_NS};
 
@@ -369,6 +369,18 @@ impl Connection {
     /// Whether its handshake was seen, and so everything since.
     pub(super) const fn begins_seen(&self) -> bool {
         self.syn_ns.is_some() || self.established.is_some()
+    }
+
+    /// What is known of it at its beginning.
+    pub(super) fn opened(&self) -> Opened {
+        Opened {
+            cookie: self.cookie,
+            cgroup_id: (self.cgroup_id != 0).then_some(self.cgroup_id),
+            local: self.local,
+            remote: self.remote,
+            start_ns: self.start_ns(),
+            start_known: self.syn_ns.is_some(),
+        }
     }
 
     /// Its SYN, or its first sight.

@@ -1,4 +1,4 @@
-//! What is known of a connection when it has ended: plain domain types, no telemetry.
+//! What is known of a connection when it is opened and when it has ended: plain domain types, no telemetry.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -167,6 +167,24 @@ pub struct Counters {
     pub retransmits: Option<u32>,
 }
 
+/// A connection that has just been heard of. Times are `CLOCK_BOOTTIME` ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Cookie of the own socket. Until the end of this connection, no other one has it.
+    pub cookie: u64,
+    /// cgroup v2 id of the own socket, where it is known already.
+    pub cgroup_id: Option<u64>,
+    /// The own socket.
+    pub local: Endpoint,
+    /// The peer.
+    pub remote: Endpoint,
+    /// The SYN, or the first sight of the connection. A SYN that is only heard of later changes the start of
+    /// the records, and not this.
+    pub start_ns: u64,
+    /// False for a connection whose SYN was not seen.
+    pub start_known: bool,
+}
+
 /// One connection of one socket that has ended, or as it stands ([`Reason::Open`]). Times are `CLOCK_BOOTTIME` ns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionEnd {
@@ -212,6 +230,12 @@ pub struct ConnectionEnd {
 }
 
 impl ConnectionEnd {
+    /// Whether it is a handshake that failed at a listener: the cookie is the listener's, since no socket
+    /// was ever accepted.
+    pub fn is_of_listener(&self) -> bool {
+        self.listener == Some(self.cookie)
+    }
+
     /// The side that terminated the connection. Where nobody sent a FIN or RST it is the own socket;
     /// of a connection that a capture left open, the client.
     pub fn source_side(&self) -> Side {

@@ -27,7 +27,7 @@ pub use census::{Census, OpenSocket, Running};
 use connection::Connection;
 use embryo::Embryos;
 pub use embryo::HANDSHAKE_NS;
-pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
+pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Opened, Reason, Rtt, Side};
 use errors::Errors;
 pub use reorder::REORDER_NS;
 use reorder::Reorder;
@@ -60,6 +60,9 @@ const CONCLUDED: usize = 65_536;
 /// What the state machine says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FlowEvent {
+    /// A connection is heard of for the first time; once more where its cgroup is only known later. Before
+    /// everything else that is said of it, and after the end of the one before on the same socket.
+    Opened(Opened),
     /// A connection was established.
     Begin(ConnectionEnd),
     /// A connection is still open.
@@ -254,15 +257,16 @@ impl FlowTable {
 
     /// A socket that is there.
     fn look_at(&mut self, socket: &OpenSocket, census: &Census, out: &mut impl FnMut(FlowEvent)) {
-        if !self.connections.contains_key(&socket.cookie) {
-            let is_new = socket.watched
+        let is_new = !self.connections.contains_key(&socket.cookie);
+        if is_new {
+            let is_wanted = socket.watched
                 && socket.is_connection()
                 && !self.concluded.contains_key(&socket.cookie)
                 // It may be one that was reported since, and forgotten.
                 && census.begun_ns > self.forgotten_ns
                 // Nobody is forgotten for one who may have been forgotten before.
                 && self.connections.len() < self.settings.max;
-            if !is_new {
+            if !is_wanted {
                 return;
             }
             self.generation += 1;
@@ -271,7 +275,11 @@ impl FlowTable {
             self.connections.insert(socket.cookie, found);
         }
         let Some(connection) = self.connections.get_mut(&socket.cookie) else { return };
+        let had_no_cgroup = connection.cgroup_id == 0;
         connection.look(socket, census.begun_ns);
+        if is_new || (had_no_cgroup && connection.cgroup_id != 0) {
+            out(FlowEvent::Opened(connection.opened()));
+        }
         let Some(interval_ns) = self.settings.progress_ns else { return };
         // Whole intervals of its life: a late look does not put off the next one.
         let age_ns = census.done_ns.saturating_sub(connection.start_ns());
@@ -364,7 +372,8 @@ impl FlowTable {
             self.conclude(event.cookie, out);
         }
         // To the back: the front is the one idle for longest.
-        if self.connections.to_back(&event.cookie).is_none() {
+        let is_new = self.connections.to_back(&event.cookie).is_none();
+        if is_new {
             if !opens(kind, event)
                 || (!begins(kind, event) && self.concluded.contains_key(&event.cookie))
             {
@@ -384,7 +393,12 @@ impl FlowTable {
         let Some(connection) = self.connections.get_mut(&event.cookie) else { return };
         let before = connection.settling();
         let was_established = connection.established.is_some();
+        // Of an adopted one, the listener's is known by now.
+        let had_no_cgroup = connection.cgroup_id == 0;
         connection.apply(kind, event);
+        if is_new || (had_no_cgroup && connection.cgroup_id != 0) {
+            out(FlowEvent::Opened(connection.opened()));
+        }
         if self.settings.begins && !was_established && connection.established.is_some() {
             out(FlowEvent::Begin(verdict::snapshot(connection, event.time_ns, None)));
         }

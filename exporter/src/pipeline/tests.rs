@@ -1,11 +1,14 @@
 //! From what the flow table yields to the queue of each output.
 
+mod names;
+
 use std::time::Duration;
 
 use flowend_probe_types::{Addr, EventKind, ProcessEvent};
 
 use super::*;
 use crate::cgroup::Paths;
+use crate::config::ScopeKind;
 use crate::dns::DnsSettings;
 use crate::enrich::WorkloadSettings;
 use crate::flow::{Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
@@ -29,6 +32,9 @@ fn stages(sampling_ratio: f64) -> Stages {
             min_ttl: Duration::ZERO,
             max_ttl: Duration::from_secs(1),
         }),
+        scopes: Scopes::new(ScopeKind::Cgroup, Vec::new()),
+        hosts: None,
+        reverse: None,
         opened: OpenedNames::new(10),
         own: OwnSockets::default(),
         ids: Ids::new("k", 1),
@@ -68,6 +74,18 @@ fn connection(kind: RecordKind, cookie: u64, isns: Option<Isns>) -> ConnectionEn
         counters: Counters::default(),
         rtt: Rtt::default(),
         isns,
+    }
+}
+
+/// What the flow table says when it first hears of a connection.
+const fn opened(end: &ConnectionEnd) -> Opened {
+    Opened {
+        cookie: end.cookie,
+        cgroup_id: end.cgroup_id,
+        local: end.local,
+        remote: end.remote,
+        start_ns: end.start_ns,
+        start_known: end.start_known,
     }
 }
 
@@ -118,18 +136,19 @@ async fn the_records_of_a_connection_agree_and_only_its_end_is_a_span() {
 #[tokio::test]
 async fn a_begin_takes_nothing_away_that_the_end_needs() {
     let mut stages = stages(1.0);
-    let names: Vec<Arc<str>> = vec!["db.test".into()];
-    stages.opened.0.insert((7, 10), names.clone());
+    let remote: Vec<Arc<str>> = vec!["db.test".into()];
+    let opened = opened(&connection(RecordKind::Begin, 7, None));
+    stages.opened.keep(&opened, Names { local: Vec::new(), remote: remote.clone() });
     let process = ProcessEvent { cookie: 7, pid: u32::MAX, ..ProcessEvent::default() };
     stages.processes.observe(EventKind::Connect, &process);
     live(&mut stages, 7, None);
     let logs = queued(&stages, 0).await;
     assert_eq!(logs.len(), 3);
     for log in logs {
-        assert_eq!(log.remote_names, names, "{:?}", log.kind);
+        assert_eq!(log.remote_names, remote, "{:?}", log.kind);
         assert_eq!(log.process.as_ref().map(|p| p.pid), Some(u32::MAX), "{:?}", log.kind);
     }
-    assert!(stages.opened.0.is_empty(), "the end frees them");
+    assert!(stages.opened.is_empty(), "the end frees them");
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! `flowend demo`: true, or it fails and says why.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 
-use super::support::{Flowend, can_run};
+use super::support::{Flowend, Netns, can_run};
 
 #[test]
 fn the_demo_is_true_and_leaves_nothing_behind() {
@@ -20,13 +21,34 @@ fn the_demo_is_true_and_leaves_nothing_behind() {
         "reset by the server",
         "half-closed",
         "refused",
+        "names: shop.demo.test is looked up",
+        "connected by name",
+        "source: shop.demo.test edge.demo.test",
+        "destination: shop.demo.test edge.demo.test",
         "all true: ",
+        "2 of them by name",
     ] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
     let name = stdout.split("cgroup /").nth(1).and_then(|s| s.split(':').next()).unwrap();
     let folder = flowend::cgroup::find_mount().unwrap().join(name);
     assert!(!folder.exists(), "{} is left behind", folder.display());
+}
+
+/// An address of loopback with nobody on its port 53 is needed for the names alone.
+#[test]
+fn the_demo_says_so_when_port_53_is_taken_and_is_true_without_names() {
+    let test = "the_demo_says_so_when_port_53_is_taken_and_is_true_without_names";
+    if !can_run(test, &["ip"]) {
+        return;
+    }
+    let netns = Netns::new();
+    let _taken = netns.inside(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    let output = netns.inside(|| Flowend::command(&["demo"]).output().unwrap());
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("names: left out, no DNS server for the demo: "), "{stdout}");
+    assert!(stdout.contains("0 of them by name"), "{stdout}");
 }
 
 /// Detaches every link of a process, as another privileged program might.

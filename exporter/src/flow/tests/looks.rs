@@ -244,6 +244,7 @@ fn a_connection_that_lives_on_reports_its_progress() {
     let told: Vec<_> = events
         .iter()
         .map(|event| match event {
+            FlowEvent::Opened(c) => ("opened", c.start_ns / SECOND, None, Reason::Open),
             FlowEvent::Begin(c) => ("begin", c.end_ns / SECOND, c.counters.bytes_sent, c.reason),
             FlowEvent::Progress(c) => {
                 ("progress", c.end_ns / SECOND, c.counters.bytes_sent, c.reason)
@@ -254,12 +255,13 @@ fn a_connection_that_lives_on_reports_its_progress() {
     assert_eq!(
         told,
         [
+            ("opened", 0, None, Reason::Open),
             ("begin", 0, None, Reason::Open),
             ("progress", 11, Some(9), Reason::Open),
             ("progress", 22, Some(9), Reason::Open)
         ]
     );
-    let FlowEvent::Begin(begin) = &events[0] else { panic!() };
+    let FlowEvent::Begin(begin) = &events[1] else { panic!() };
     assert_eq!((begin.isns.is_some(), begin.rtt.handshake_us), (true, Some(20)));
 }
 

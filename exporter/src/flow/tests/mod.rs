@@ -9,6 +9,7 @@ use script::{COOKIE, LISTENER, OUR_ISN, PEER_ISN, Script, incoming, out, v4};
 mod cases;
 mod handshake;
 mod looks;
+mod opened;
 mod properties;
 mod script;
 
@@ -26,12 +27,18 @@ fn table(max: usize) -> FlowTable {
     FlowTable::new(FlowSettings { max, ..FlowSettings::default() })
 }
 
-/// Collects the ends, and takes nothing else.
+/// Collects the ends; begins and progresses were not asked for.
 fn keep(ends: &mut Vec<ConnectionEnd>) -> impl FnMut(FlowEvent) {
     |event| match event {
+        FlowEvent::Opened(_) => {}
         FlowEvent::End(end) => ends.push(end),
         other => panic!("{other:?}"),
     }
+}
+
+/// Counts the ends.
+fn count(ends: &mut usize) -> impl FnMut(FlowEvent) {
+    |event| *ends += usize::from(matches!(event, FlowEvent::End(_)))
 }
 
 #[test]
@@ -108,18 +115,19 @@ fn one_socket_may_connect_twice() {
 /// The time at which the last event's verdict is due.
 fn due(script: &Script) -> u64 {
     let mut table = table(10);
-    let mut last = 0;
+    let (mut last, mut ends) = (0, 0);
     for event in &script.events {
-        table.apply(event, &mut |_| panic!("too early"));
+        table.apply(event, &mut count(&mut ends));
+        assert_eq!(ends, 0, "too early");
         if let Event::Tcp(_, e) = event {
             last = e.time_ns;
         }
     }
-    let mut ends = 0;
     for wait in [SETTLE_NS, HALF_CLOSED_NS, UNEXPLAINED_NS] {
         let due = last + wait + REORDER_NS;
-        table.tick(due - 1, &mut |_| panic!("before {wait}"));
-        table.tick(due, &mut |_| ends += 1);
+        table.tick(due - 1, &mut count(&mut ends));
+        assert_eq!(ends, 0, "before {wait}");
+        table.tick(due, &mut count(&mut ends));
         if ends > 0 {
             assert!(table.is_empty());
             return wait;
@@ -146,17 +154,17 @@ fn a_late_event_makes_no_second_connection() {
         let mut table = table(10);
         let mut ends = 0;
         for event in &script.events {
-            table.apply(event, &mut |_| ends += 1);
+            table.apply(event, &mut count(&mut ends));
         }
-        table.finish(&mut |_| ends += 1);
+        table.finish(&mut count(&mut ends));
         for event in script.clone().after(5_000_000).out(RST, TcpState::Close).events {
             // A SYN or an establishment would be another connection's.
             let Event::Tcp(kind, e) = event else { continue };
             if e.cookie == COOKIE && e.flags != SYN && kind != EventKind::ActiveEstablished {
-                table.apply(&event, &mut |_| ends += 1);
+                table.apply(&event, &mut count(&mut ends));
             }
         }
-        table.finish(&mut |_| ends += 1);
+        table.finish(&mut count(&mut ends));
         assert_eq!(ends, 1, "{name}");
     }
 }

@@ -1,7 +1,7 @@
 //! Whatever order, loss and duplication the events meet: at most one record for each connection, exactly
 //! one after a look at the kernel's sockets, and no field wrong.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -145,29 +145,30 @@ proptest! {
             errors_reported: true,
             ..FlowSettings::default()
         });
-        let mut ends = Vec::new();
+        let mut told = Vec::new();
         let mut newest = 0;
         for (at, event) in &arriving {
             // The source says so before it hands out what came after the loss.
             for lost in lost_ns.iter().filter(|lost| **lost <= *at) {
                 table.note_loss(*lost);
             }
-            table.apply(event, &mut keep(&mut ends));
+            table.apply(event, &mut |event| told.push(event));
             newest = newest.max(*at);
         }
         for lost in &lost_ns {
             table.note_loss(*lost);
         }
-        table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut keep(&mut ends));
+        table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut |event| told.push(event));
         // Two looks that find no socket.
         for n in 1..=2 {
             let at = newest + (n + 1) * UNEXPLAINED_NS;
             let census = Census { begun_ns: at, done_ns: at, complete: true, ..Census::default() };
-            table.look(&census, &mut keep(&mut ends));
+            table.look(&census, &mut |event| told.push(event));
         }
-        table.tick(newest + 10 * UNEXPLAINED_NS, &mut keep(&mut ends));
+        table.tick(newest + 10 * UNEXPLAINED_NS, &mut |event| told.push(event));
         prop_assert!(table.is_empty());
 
+        let ends = ends_of_opened(told);
         prop_assert!(ends.len() <= connections.len(), "somebody else's records: {ends:?}");
         for (script, verdict) in &connections {
             // The table knows the time of a loss, and not whose event it was.
@@ -184,6 +185,36 @@ proptest! {
         }
         prop_assert!(!lost_ns.is_empty() || heard_of.len() == connections.len());
     }
+}
+
+/// The ends, of which each connection was opened before: once, or once more with its cgroup.
+fn ends_of_opened(told: Vec<FlowEvent>) -> Vec<ConnectionEnd> {
+    let mut open: HashMap<u64, Opened> = HashMap::new();
+    let mut ends = Vec::new();
+    for event in told {
+        match event {
+            FlowEvent::Opened(new) => {
+                if let Some(before) = open.insert(new.cookie, new) {
+                    assert_eq!((before.cgroup_id, new.cgroup_id), (None, Some(42)), "{new:?}");
+                }
+            }
+            FlowEvent::End(end) => {
+                if end.is_of_listener() {
+                    assert!(!open.contains_key(&end.cookie), "{end:?}");
+                } else {
+                    let opened = open.remove(&end.cookie).expect("opened before its end");
+                    let ends = (end.local, end.remote, end.cgroup_id);
+                    assert_eq!((opened.local, opened.remote, opened.cgroup_id), ends);
+                    // The SYN may be heard of later.
+                    assert!(end.start_ns <= opened.start_ns, "{opened:?}\n{end:?}");
+                }
+                ends.push(end);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    ends
 }
 
 /// Whether an event came that tells of a connection.
