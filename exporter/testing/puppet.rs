@@ -1,7 +1,8 @@
 //! A process on strings: makes and ends TCP connections as it is told, line by line on stdin.
 //!
-//! `puppet [--cgroup FOLDER] [--netns FILE]` joins both before it makes a socket. Each command answers
-//! with one line: `ok ...` or `err WHAT`.
+//! `puppet [--cgroup FOLDER] [--netns FILE] [--resolv-conf FILE]` joins both before it makes a socket; the file
+//! stands in for /etc/resolv.conf, for it and the programs it runs alone. Each command answers with one
+//! line: `ok ...` or `err WHAT`.
 //!
 //! listen ADDR [OPTION...]         ok ID LOCAL        (options: backlog N, mptcp)
 //! accept ID                       ok ID LOCAL PEER
@@ -23,11 +24,23 @@
 //! info ID                         ok RTT MIN_RTT RETRANSMITS SENT RECEIVED (us, us, segments)
 //! counts ID                       ok ACKNOWLEDGED RECEIVED UNACKNOWLEDGED (bytes, bytes, segments)
 //! close ID                        ok
+//! send-hex ID BYTES               ok                 (these bytes, in hexadecimal)
+//! udp ADDR [OPTION...]            ok ID LOCAL        (options: to ADDR, which connects it; join GROUP)
+//! udp-send ID ADDR BYTES          ok                 (one datagram)
+//! udp-receive ID                  ok BYTES           (one datagram)
+//! udp-look-up ID ADDR N           ok                 (asks ADDR for N names that differ, one by one)
+//! udp-serve ADDR                  ok LOCAL           (answers each datagram by itself, with its bit QR set, from now on)
+//! udp-ask ADDR N                  ok LOCAL           (one datagram of N bytes by sendto(), and its answer)
+//! udp-ask-connected ADDR N        ok LOCAL           (the same by connect() and send())
 //! run PROGRAM ARG...              ok OUTPUT, with its lines joined by spaces
 
+mod datagram;
+mod message;
+
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::io::{BufRead as _, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -54,6 +67,9 @@ fn main() {
                 let file = std::fs::File::open(file).expect("open the network namespace");
                 nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
             }
+            [name, file] if name == "--resolv-conf" => {
+                stand_in(file, "/etc/resolv.conf").expect("mount over /etc/resolv.conf");
+            }
             other => panic!("unknown option {other:?}"),
         }
     }
@@ -68,6 +84,24 @@ fn main() {
         }
         std::io::stdout().flush().expect("stdout");
     }
+}
+
+/// Shows `file` where `path` is, to this process and those it starts: in a mount namespace of their own.
+fn stand_in(file: &str, path: &str) -> Result<(), Failure> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    // Else it would be seen in the namespace that this one was copied from.
+    mount(None, "/", libc::MS_REC | libc::MS_PRIVATE)?;
+    mount(Some(file), path, libc::MS_BIND)
+}
+
+fn mount(source: Option<&str>, target: &str, flags: libc::c_ulong) -> Result<(), Failure> {
+    let source = source.map(CString::new).transpose()?;
+    let target = CString::new(target)?;
+    let source = source.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());
+    // SAFETY: both are strings or null, and a mount of these kinds has neither a type nor data.
+    let failed =
+        unsafe { libc::mount(source, target.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    if failed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
 
 fn obey(words: &[&str], sockets: &mut Sockets) -> Answer {
@@ -108,10 +142,21 @@ fn obey(words: &[&str], sockets: &mut Sockets) -> Answer {
             }
             introduce_connection(socket, sockets)
         }
+        ["udp", address, options @ ..] => {
+            introduce(datagram::open(address.parse()?, options)?, sockets)
+        }
         ["close", id] => {
             sockets.remove(&id.parse()?).ok_or("no socket")?;
             Ok(String::new())
         }
+        ["udp-serve", address] => {
+            let socket = UdpSocket::bind(address)?;
+            let local = socket.local_addr()?;
+            std::thread::spawn(move || serve_datagrams(&socket));
+            Ok(local.to_string())
+        }
+        ["udp-ask", address, n] => ask_by_datagram(address.parse()?, n.parse()?, false),
+        ["udp-ask-connected", address, n] => ask_by_datagram(address.parse()?, n.parse()?, true),
         ["run", program, args @ ..] => {
             let output = std::process::Command::new(program).args(args).output()?;
             if !output.status.success() {
@@ -123,6 +168,48 @@ fn obey(words: &[&str], sockets: &mut Sockets) -> Answer {
         [verb, id, rest @ ..] => obey_on(find(sockets, id)?, id, verb, rest),
         _ => Err("unknown command".into()),
     }
+}
+
+/// Where the bit QR of a DNS message lies (RFC 1035, section 4.1.1).
+const QR_AT: usize = 2;
+const QR: u8 = 0x80;
+/// More than a datagram holds.
+const DATAGRAM: usize = 1 << 16;
+
+fn serve_datagrams(socket: &UdpSocket) {
+    let mut data = vec![0; DATAGRAM];
+    while let Ok((n, from)) = socket.recv_from(&mut data) {
+        if let Some(flags) = data[..n].get_mut(QR_AT) {
+            *flags |= QR;
+        }
+        // A client that is gone already.
+        let _ = socket.send_to(&data[..n], from);
+    }
+}
+
+/// A datagram of `n` bytes, each the low bits of its place, QR not set; and its answer.
+fn ask_by_datagram(server: SocketAddr, n: usize, is_connected: bool) -> Answer {
+    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let message: Vec<u8> = (0..n).map(|i| i as u8).collect();
+    let mut answer = vec![0; DATAGRAM];
+    let got = if is_connected {
+        socket.connect(server)?;
+        socket.send(&message)?;
+        socket.recv(&mut answer)?
+    } else {
+        socket.send_to(&message, server)?;
+        let (got, from) = socket.recv_from(&mut answer)?;
+        if from != server {
+            return Err(format!("{from} answers, and not {server}").into());
+        }
+        got
+    };
+    if got != n {
+        return Err(format!("{n} bytes sent, {got} back").into());
+    }
+    Ok(socket.local_addr()?.to_string())
 }
 
 /// A command on a socket that is there.
@@ -145,6 +232,10 @@ fn obey_on(mut socket: &Socket, id: &str, verb: &str, rest: &[&str]) -> Answer {
         }
         ("disconnect", []) => disconnect(socket)?,
         ("send", [n]) => send(socket, n.parse()?)?,
+        ("send-hex", [bytes]) => socket.write_all(&datagram::unhex(bytes)?)?,
+        ("udp-send", [to, bytes]) => datagram::send(socket, to, bytes)?,
+        ("udp-receive", []) => return datagram::receive(socket),
+        ("udp-look-up", [server, n]) => datagram::look_up_many(socket, server, n.parse()?)?,
         ("recv", [n]) => receive(socket, n.parse()?)?,
         ("exchange", [n, m]) => exchange(socket, n.parse()?, m.parse()?)?,
         ("fill", []) => {

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use aya::maps::{MapData, RingBuf};
+use flowend::probe::LoadOptions;
+use flowend_probe_types::{DnsEvent, Event, EventKind, RingItem};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -49,6 +52,44 @@ pub(crate) fn skip(test: &str, lacks: &str) -> bool {
     // Not eprintln: the harness would keep it to itself.
     let _ = writeln!(std::io::stderr(), "\n*** SKIPPED {test}: needs {lacks} ***");
     false
+}
+
+/// All programs, with a ring of a page; those of names where `dns` says so.
+pub(crate) const fn load_options(dns: bool) -> LoadOptions {
+    LoadOptions { ring_bytes: 4096, process: dns, dns, mdns: false, llmnr: false, resolvers: dns }
+}
+
+/// A record of the ring that carries bytes of DNS.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) kind: EventKind,
+    pub(crate) facts: DnsEvent,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Heard {
+    pub(crate) fn local(&self) -> SocketAddr {
+        SocketAddr::new(self.facts.local.into(), self.facts.local_port)
+    }
+
+    /// The server.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        SocketAddr::new(self.facts.remote.into(), self.facts.remote_port)
+    }
+}
+
+/// What is in the ring: of names, and of connections.
+pub(crate) fn drain(ring: &mut RingBuf<MapData>) -> (Vec<Heard>, Vec<Event>) {
+    let (mut heard, mut events) = (Vec::new(), Vec::new());
+    while let Some(item) = ring.next() {
+        match RingItem::decode(&item).expect("a record") {
+            RingItem::Dns(kind, facts, bytes) => {
+                heard.push(Heard { kind, facts, bytes: bytes.to_vec() });
+            }
+            RingItem::Event(event) => events.push(event),
+        }
+    }
+    (heard, events)
 }
 
 /// A number that no other fixture of this machine has.
@@ -188,11 +229,20 @@ impl Puppet {
     }
 
     pub(crate) fn start(args: &[&Path]) -> Self {
+        let mut command = Command::new(Self::program());
+        command.args(args);
+        Self::spawn(command)
+    }
+
+    pub(crate) fn program() -> PathBuf {
         let program = std::env::current_exe().expect("own path");
-        let program =
-            program.parent().and_then(Path::parent).expect("target folder").join("examples/puppet");
-        let mut child = Command::new(&program)
-            .args(args)
+        program.parent().and_then(Path::parent).expect("target folder").join("examples/puppet")
+    }
+
+    /// By a command that becomes the puppet.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let program = Self::program();
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -415,6 +465,8 @@ fn assert_ledgers_add_up(messages: &str) {
     let mut lines = 0;
     for line in messages.lines() {
         let Some((_, identity)) = line.split_once(": seen ") else { continue };
+        // What stands behind it is a remark.
+        let identity = identity.split(';').next().unwrap_or_default();
         let (seen, terms) = identity.split_once(" = ").expect("an identity");
         let sum: u64 = terms
             .split(" + ")
