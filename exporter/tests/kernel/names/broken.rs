@@ -97,7 +97,8 @@ fn broken_answers_name_nothing_and_are_counted() {
         sent += 1;
     }
     let (_, messages) = flowend.stop();
-    assert_eq!(counted(&messages, "dns messages", "seen"), 4 * sent, "{messages}");
+    // What is less than a header is no message: the probe leaves it alone.
+    assert_eq!(counted(&messages, "dns messages", "seen"), 4 * sent - 1, "{messages}");
     assert_eq!(counted(&messages, "dns messages", "learnt"), sent, "{messages}");
 }
 
