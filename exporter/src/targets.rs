@@ -321,7 +321,7 @@ mod tests {
         for text in ["/", "a", "a/**", "**/b", "c.service", "*/b", "a/b/c.service", "nothing"] {
             let pattern = Pattern::parse(text).unwrap();
             let resolved: Vec<_> =
-                resolve(root.path(), &[pattern.clone()]).attach.into_values().collect();
+                resolve(root.path(), std::slice::from_ref(&pattern)).attach.into_values().collect();
             cgroup::walk(root.path(), root.path(), &mut |_, path| {
                 let folder = root.path().join(&path[1..]);
                 let is_below = resolved.iter().any(|attached| folder.starts_with(attached));

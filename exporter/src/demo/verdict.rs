@@ -16,7 +16,7 @@ use crate::record::RecordKind;
 pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
     let mut wrong = Vec::new();
     println!(
-        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7} {}",
+        "{:52} {:6} {:22} {:22} {:9} {:8} {:>7} {:>7} names",
         "ending",
         "seen",
         "source (ended it)",
@@ -24,8 +24,7 @@ pub(super) fn compare(endings: &[Ending], received: &Received) -> Vec<String> {
         "direction",
         "reason",
         "sent",
-        "recvd",
-        "names"
+        "recvd"
     );
     for ending in endings {
         let roles: &[Role] =

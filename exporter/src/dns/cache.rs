@@ -129,7 +129,7 @@ pub struct CacheStats {
     pub hits: u64,
     /// Lookups that found none.
     pub misses: u64,
-    /// Addresses with names, as of the last time that memory was freed.
+    /// Addresses with names.
     pub entries: u64,
     /// What they take, about, bytes.
     pub bytes: u64,
@@ -214,9 +214,12 @@ pub(super) struct Cache {
 /// What was looked up lately, by a few bits of its hash. An entry tells by itself what holds, so one that
 /// moka has given up is not wrong.
 struct Front {
-    slots: Box<[Option<(Key, Arc<Entry>)>]>,
+    slots: Box<[Slot]>,
     lookups: u32,
 }
+
+/// An address and what is known of it.
+type Slot = Option<(Key, Arc<Entry>)>;
 
 /// Addresses in front of the cache: a power of two.
 const FRONT: usize = 1024;
@@ -263,7 +266,7 @@ impl Cache {
     fn look_up(&self, key: &Key, tell: impl FnOnce(&Entry)) {
         let mut front = self.front.borrow_mut();
         front.lookups = front.lookups.wrapping_add(1);
-        let is_told = front.lookups % TOLD == 0;
+        let is_told = front.lookups.is_multiple_of(TOLD);
         let slot = &mut front.slots[slot_of(key)];
         if let Some((_, entry)) = slot.as_ref().filter(|(known, _)| known == key && !is_told) {
             return tell(entry);
@@ -374,6 +377,8 @@ impl Cache {
     }
 
     pub(super) fn stats(&self) -> CacheStats {
+        // moka counts what it has got round to.
+        self.entries.run_pending_tasks();
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         CacheStats {
             hits: count(&self.counts.hits),

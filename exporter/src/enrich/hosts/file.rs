@@ -244,7 +244,8 @@ mod tests {
         assert!(matches!(opened(none.path()), Opening::Nothing(None)));
         let fifo = |hosts: &Path| nix::unistd::mkfifo(hosts, Mode::S_IRUSR).unwrap();
         let socket = |hosts: &Path| drop(std::os::unix::net::UnixListener::bind(hosts).unwrap());
-        let cases: [(&str, &dyn Fn(&Path)); 4] = [
+        type Make<'a> = &'a dyn Fn(&Path);
+        let cases: [(&str, Make<'_>); 4] = [
             ("it is a folder, not a regular file", &|hosts| std::fs::create_dir(hosts).unwrap()),
             ("it is a pipe, not a regular file", &fifo),
             ("it is a socket, not a regular file", &socket),

@@ -244,7 +244,9 @@ async fn a_connection_that_the_table_forgot_keeps_its_names() {
 #[tokio::test]
 async fn the_address_before_a_rewrite_is_named_first() {
     const ASKED: &str = "10.98.0.1";
-    let cases: [(&str, &[(u64, &str, u16)], &str); 6] = [
+    /// When, and the address and port that were asked for.
+    type Call = (u64, &'static str, u16);
+    let cases: [(&str, &[Call], &str); 6] = [
         ("rewritten", &[(1500, ASKED, 80)], "service.test pod.test"),
         ("not rewritten", &[(1500, PEER, 80)], "pod.test"),
         ("rewritten port", &[(1500, PEER, 443)], "pod.test"),

@@ -93,6 +93,9 @@ fn text(ip: [u8; 4]) -> String {
     Ipv4Addr::from(ip).to_string()
 }
 
+/// What it is, who seems to send it, to whom, the message, and what becomes of it if it is looked at.
+type Forged = (&'static str, &'static str, SocketAddrV4, Vec<u8>, Option<&'static str>);
+
 /// Runs the lookup with everybody else answering before the server does.
 fn forged_answers(connected: bool) {
     let mut site = Site::without_server();
@@ -123,7 +126,7 @@ fn forged_answers(connected: bool) {
     // Who seems to send what to whom, and what becomes of it. A connected socket gets nothing from anybody but
     // its server; and only port 53 is looked at.
     let reached = |fate| if connected { None } else { Some(fate) };
-    let forged: [(&str, &str, SocketAddrV4, Vec<u8>, Option<&str>); 8] = [
+    let forged: [Forged; 8] = [
         ("wrong id", SERVER, from, naming(&wrong_id, lie(1)), Some("unmatched")),
         ("wrong question", SERVER, from, naming(&wrong_question, lie(2)), Some("wrong_question")),
         ("wrong type", SERVER, from, naming(&wrong_type, lie(3)), Some("wrong_question")),

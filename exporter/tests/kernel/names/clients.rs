@@ -39,7 +39,7 @@ impl Library {
         if self == Self::Musl {
             command.arg("-static");
         }
-        let output = command.output().expect(self.compiler());
+        let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", self.compiler()));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(&new, &program).expect("in the same folder");
         program
