@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::community_id::CommunityId;
 use crate::dns::{Dns, Scopes};
 use crate::enrich::{Hosts, Process, Processes, Reverse, Workloads};
-use crate::export::{OwnSockets, Queue};
+use crate::export::{OwnSockets, Sinks};
 use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, Opened};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
@@ -59,8 +59,8 @@ pub struct Stages {
     pub sampler: Sampler,
     /// What became of each end, begin and progress.
     pub ledger: Arc<Ledger>,
-    /// One for each output and signal.
-    pub queues: Vec<Arc<Queue<Arc<Record>>>>,
+    /// Where records go.
+    pub sinks: Sinks,
 }
 
 impl Pipeline {
@@ -140,9 +140,12 @@ impl Pipeline {
     pub fn finish(&mut self, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
         self.flows.finish(&mut |flow| stages.take(flow, boot_to_unix_ns));
-        for queue in &self.stages.queues {
-            queue.close();
-        }
+        self.stages.sinks.close();
+    }
+
+    /// Records go elsewhere from now on.
+    pub fn pour(&mut self, sinks: Sinks) {
+        self.stages.sinks = sinks;
     }
 
     /// Says which folders are attached to: cgroup id and path below the mount.
@@ -258,9 +261,7 @@ impl Stages {
             end_unix_ns: end.end_ns + boot_to_unix_ns,
             end,
         });
-        for queue in self.queues.iter().filter(|q| q.ledger().events.contains(kind)) {
-            queue.push(Arc::clone(&record));
-        }
+        self.sinks.push(&record);
     }
 
     /// The names of a handshake that failed at a listener, as they stood at its SYN. What has lapsed for long

@@ -2,6 +2,7 @@
 
 mod names;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::SocketAddr;
@@ -11,22 +12,20 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
-use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::cgroup::{self, Paths};
 use crate::clock;
-use crate::config::{Output, ScopeKind, Settings};
+use crate::config::{ScopeKind, Settings};
 use crate::dns::Scopes;
 use crate::enrich::{Processes, WorkloadSettings, Workloads};
-use crate::export::{self, OwnSockets, Queue, Signal, StreamFormat};
+use crate::export::{OwnSockets, Outputs};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::look::{Look, LookSettings, Looker};
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
-use crate::record::{EventSet, Record};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
 use crate::telemetry::{self, Counts, Metric, Scrape, Sources, Telemetry};
@@ -47,20 +46,12 @@ pub struct Sidecar {
     watch: TargetWatch,
     looks: LookSettings,
     paths: Paths,
-    outputs: Vec<RunningOutput>,
+    outputs: Outputs,
     ledger: Arc<Ledger>,
     telemetry: Option<Telemetry>,
     snapshot: Option<PathBuf>,
     scope_kind: ScopeKind,
     shutdown_timeout: Duration,
-}
-
-/// An output's task, and the queue before it.
-#[derive(Debug)]
-pub(crate) struct RunningOutput {
-    pub(crate) queue: Arc<Queue<Arc<Record>>>,
-    pub(crate) ledger: Arc<OutputLedger>,
-    task: JoinHandle<std::io::Result<()>>,
 }
 
 /// What became of every end, when the sidecar has stopped.
@@ -92,9 +83,9 @@ impl Sidecar {
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
         let source = RingSource::new(ring, lost, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
-        let outputs = start_outputs(settings, &own)?;
-        let telemetry = start_telemetry(settings.telemetry_listen, &own)?;
         let ledger = Arc::new(Ledger::default());
+        let outputs = Outputs::start(settings, &own, &ledger)?;
+        let telemetry = start_telemetry(settings.telemetry_listen, &own)?;
         let paths = Paths::new(MAX_PATHS);
         let errors_reported = match probe.attach_errors() {
             Ok(()) => true,
@@ -130,7 +121,7 @@ impl Sidecar {
                 peer_cidrs: settings.peer_cidrs.clone(),
                 sampler: Sampler::new(settings.sampling_ratio),
                 ledger: Arc::clone(&ledger),
-                queues: outputs.iter().map(|o| Arc::clone(&o.queue)).collect(),
+                sinks: outputs.sinks(settings),
             },
         );
         // Last, so that nothing is attached when something else fails.
@@ -190,10 +181,10 @@ impl Sidecar {
                 // A flood must not keep the others from their turn.
                 () = tokio::task::yield_now(), if more => more = read(&mut self.source, &mut self.pipeline, &mut targets),
                 () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline, &mut targets),
-                _ = health.tick() => said = said.report(&self.source, &self.pipeline),
+                _ = health.tick() => said = said.report(&self.source, &self.pipeline, &self.outputs),
                 taken = looker.next(), if look.is_none() => look = Some(taken),
                 Some(scrape) = next_scrape(&mut self.telemetry) => {
-                    let outputs: Vec<_> = self.outputs.iter().map(|o| Arc::clone(&o.ledger)).collect();
+                    let outputs = self.outputs.ledgers();
                     // Whoever asked may be gone.
                     let _ = scrape.send(counts(&self.source, &self.pipeline, &self.ledger, &outputs));
                 }
@@ -204,7 +195,7 @@ impl Sidecar {
                     looker.want();
                 }
             }
-            if let Some(error) = failed_output(&mut self.outputs).await {
+            if let Some(error) = self.outputs.failed().await {
                 break Some(error);
             }
             if looker.is_finished() {
@@ -221,13 +212,14 @@ impl Sidecar {
         let _ = watching.await;
         while read(&mut self.source, &mut self.pipeline, &mut targets) {}
         self.pipeline.finish(clock::boot_to_unix_ns());
-        said.report(&self.source, &self.pipeline);
+        let said = said.report(&self.source, &self.pipeline, &self.outputs);
         names::keep(self.snapshot.as_deref(), &self.pipeline, self.scope_kind);
         for line in names::lines(&self.pipeline, &self.ledger) {
             info!("{line}");
         }
         let deadline = tokio::time::sleep(self.shutdown_timeout);
-        let outputs = finish_outputs(self.outputs, deadline).await;
+        let outputs = self.outputs.finish(deadline).await;
+        said.drops.report(&outputs);
         for output in &outputs {
             for line in Line::all(&self.ledger, output) {
                 info!("{line}");
@@ -319,6 +311,28 @@ struct Health {
     malformed: u64,
     skipped: [u64; SKIPPED_SLOTS.len()],
     flows: FlowStats,
+    drops: Drops,
+}
+
+/// Drops that were said.
+#[derive(Default)]
+struct Drops(HashMap<String, [u64; DropCause::ALL.len()]>);
+
+impl Drops {
+    /// Says what each output has dropped since the last time, by cause, and what can be done.
+    fn report(mut self, outputs: &[Arc<OutputLedger>]) -> Self {
+        for output in outputs {
+            let now = DropCause::ALL.map(|cause| output.dropped(cause));
+            let before = self.0.insert(output.to_string(), now).unwrap_or_default();
+            for (cause, (now, before)) in DropCause::ALL.into_iter().zip(now.into_iter().zip(before)) {
+                if now > before {
+                    let (word, remedy) = (cause.as_str(), cause.remedy());
+                    warn!("{output}: {} records dropped{{{word}}}: {remedy}", now - before);
+                }
+            }
+        }
+        self
+    }
 }
 
 /// Which counts grew, and by how much; `None` where none did.
@@ -334,12 +348,13 @@ fn grown<const N: usize>(names: [&str; N], now: [u64; N], before: [u64; N]) -> O
 
 impl Health {
     /// Says what is new since the last time.
-    fn report(self, source: &RingSource, pipeline: &Pipeline) -> Self {
+    fn report(self, source: &RingSource, pipeline: &Pipeline, outputs: &Outputs) -> Self {
         let now = Self {
             lost: source.lost(),
             malformed: source.malformed(),
             skipped: source.skipped(),
             flows: pipeline.flows().stats(),
+            drops: self.drops.report(&outputs.ledgers()),
         };
         if let Some(lost) = grown(LOST_SLOTS, now.lost, self.lost) {
             warn!("the ring was full: events lost: {lost}; raise ring.bytes");
@@ -383,91 +398,6 @@ impl Health {
         }
         now
     }
-}
-
-/// Starts the task of each output and signal.
-pub(crate) fn start_outputs(
-    settings: &Settings,
-    own: &OwnSockets,
-) -> anyhow::Result<Vec<RunningOutput>> {
-    let mut outputs = Vec::new();
-    let queue = |name, events| {
-        let ledger = OutputLedger::new(name, events);
-        (Queue::new(settings.export.queue_records, Arc::clone(&ledger)), ledger)
-    };
-    for output in &settings.outputs {
-        let format = match output {
-            Output::Text => StreamFormat::Text,
-            Output::Json => StreamFormat::Json(settings.profile),
-            Output::Otlp => {
-                // A span is the whole connection: it is sent at its end.
-                for (signal, receiver, events) in [
-                    (Signal::Logs, &settings.receivers.logs, settings.events),
-                    (Signal::Traces, &settings.receivers.traces, EventSet::ENDS),
-                ] {
-                    let (queue, ledger) = queue(signal.output(), events);
-                    let task = export::spawn_otlp(
-                        signal,
-                        Arc::clone(&queue),
-                        receiver,
-                        settings.export.clone(),
-                        settings.profile,
-                        own.clone(),
-                    )?;
-                    outputs.push(RunningOutput { queue, ledger, task });
-                }
-                continue;
-            }
-        };
-        let (queue, ledger) = queue(output.as_str(), settings.events);
-        let task = export::spawn_stream(Arc::clone(&queue), format, tokio::io::stdout());
-        outputs.push(RunningOutput { queue, ledger, task });
-    }
-    Ok(outputs)
-}
-
-/// An output that ended though nobody told it to.
-pub(crate) async fn failed_output(outputs: &mut [RunningOutput]) -> Option<anyhow::Error> {
-    for output in outputs {
-        if output.task.is_finished() {
-            let name = output.ledger.name;
-            return Some(match (&mut output.task).await {
-                Ok(Ok(())) => anyhow::anyhow!("output {name} ended"),
-                Ok(Err(error)) => anyhow::anyhow!("output {name}: {error}"),
-                Err(error) => anyhow::anyhow!("output {name}: {error}"),
-            });
-        }
-    }
-    None
-}
-
-/// Waits for the queues to run empty, until the deadline is ready; counts what is left.
-pub(crate) async fn finish_outputs(
-    outputs: Vec<RunningOutput>,
-    deadline: impl Future<Output = ()>,
-) -> Vec<Arc<OutputLedger>> {
-    tokio::pin!(deadline);
-    let mut is_over = false;
-    let mut ledgers = Vec::new();
-    for RunningOutput { queue, ledger, mut task } in outputs {
-        if !task.is_finished() && !is_over {
-            tokio::select! {
-                _ = &mut task => {}
-                () = &mut deadline => is_over = true,
-            }
-        }
-        if !task.is_finished() {
-            task.abort();
-            let _ = task.await;
-        }
-        queue.abandon(DropCause::Shutdown);
-        let left = ledger.dropped(DropCause::Shutdown);
-        if left > 0 {
-            warn!("{}: {left} records unsent when shutdown.timeout was over", ledger.name);
-        }
-        ledgers.push(ledger);
-    }
-    ledgers
 }
 
 fn workload_settings(settings: &Settings) -> WorkloadSettings {

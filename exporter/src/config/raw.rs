@@ -71,7 +71,10 @@ pub(super) struct RawSignal {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawExport {
     pub(super) queue_records: i64,
+    pub(super) queue_bytes: i64,
     pub(super) batch_records: i64,
+    pub(super) batch_bytes: i64,
+    pub(super) concurrency: i64,
     pub(super) interval: String,
     pub(super) retry_initial: String,
     pub(super) retry_max: String,

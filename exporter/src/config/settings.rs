@@ -110,8 +110,14 @@ pub enum Profile {
 pub struct Export {
     /// Records that may wait.
     pub queue_records: usize,
+    /// Memory of the records that may wait, bytes.
+    pub queue_bytes: usize,
     /// Records in one request at most.
     pub batch_records: usize,
+    /// Bytes in one request at most, before compression; a single record may be larger.
+    pub batch_bytes: usize,
+    /// Requests of a signal to a destination on their way at the same time, at most.
+    pub concurrency: usize,
     /// The longest a record waits for company.
     pub interval: Duration,
     /// First pause after a failure.
@@ -164,6 +170,21 @@ impl Settings {
                     100_000,
                     origin,
                 )?,
+                queue_bytes: count(
+                    "export.queue_bytes",
+                    raw.export.queue_bytes,
+                    65_536,
+                    1 << 40,
+                    origin,
+                )?,
+                batch_bytes: count(
+                    "export.batch_bytes",
+                    raw.export.batch_bytes,
+                    1024,
+                    1 << 30,
+                    origin,
+                )?,
+                concurrency: count("export.concurrency", raw.export.concurrency, 1, 256, origin)?,
                 interval: duration("export.interval", &raw.export.interval, origin)?,
                 retry_initial: positive("export.retry_initial", &raw.export.retry_initial, origin)?,
                 retry_max: positive("export.retry_max", &raw.export.retry_max, origin)?,

@@ -1,11 +1,45 @@
-//! From the bounded queue of each output to stdout or to an OTLP receiver.
+//! From the data path to stdout or to OTLP receivers.
+//!
+//! `sinks` is where the data path hands a record over, and never waits. Behind it each output has its bounded
+//! `queue`; `stream` empties it to stdout, `exporter` into requests, which `transport` sends. `spooled` is the
+//! disk behind the queue.
 
-mod otlp;
+mod answer;
+mod exporter;
+mod health;
+mod held;
+mod outputs;
 mod queue;
+mod retry;
+mod sinks;
+mod spool;
+mod spooled;
 mod stream;
 mod transport;
 
-pub use otlp::{Signal, spawn as spawn_otlp};
-pub use queue::{Counted, Queue};
+pub use answer::{Answer, Wire};
+pub use held::Held;
+pub use outputs::Outputs;
+pub use queue::{Item, Limits, Queue, Taken};
+pub use sinks::{Part, Sink, Sinks};
 pub use stream::{StreamFormat, spawn as spawn_stream};
 pub use transport::OwnSockets;
+
+/// Which of the two OTLP signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    /// Log records.
+    Logs,
+    /// Spans.
+    Traces,
+}
+
+impl Signal {
+    /// As in the ledger and in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Logs => "logs",
+            Self::Traces => "traces",
+        }
+    }
+}

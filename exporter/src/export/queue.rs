@@ -1,75 +1,151 @@
-//! A bounded queue that is measured: what is in it, and what was taken and not settled yet.
+//! A bounded queue between the data path, which never waits, and one output, which may.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::ledger::{DropCause, OutputLedger};
+use super::Held;
+use crate::ledger::{DropCause, KindCounts, OutputLedger};
 use crate::record::{Record, RecordKind};
 
-/// What a queue holds: the ledger counts each kind by itself.
-pub trait Counted {
-    /// The kind that it counts as.
+/// What a queue holds.
+pub trait Item {
+    /// The ledger counts each kind by itself.
     fn kind(&self) -> RecordKind;
+    /// The memory that it keeps from being freed, bytes, about.
+    fn memory(&self) -> usize;
+    /// What it adds to a request, bytes.
+    fn size(&self) -> usize;
 }
 
-impl Counted for Arc<Record> {
+impl Item for Arc<Record> {
     fn kind(&self) -> RecordKind {
         self.kind
     }
+
+    fn memory(&self) -> usize {
+        size_of::<Record>() + self.local_names.len() * 16 + self.remote_names.len() * 16
+    }
+
+    fn size(&self) -> usize {
+        self.memory()
+    }
+}
+
+/// How much a queue takes, or a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Records.
+    pub records: usize,
+    /// Bytes: of memory, for a queue; of the request, for a batch.
+    pub bytes: usize,
 }
 
 /// Between the data path, which never waits, and one output, which may.
 #[derive(Debug)]
 pub struct Queue<T> {
     inner: Mutex<Inner<T>>,
+    /// For the one who takes.
     filled: Notify,
+    /// For the one producer that may wait.
     emptied: Notify,
-    capacity: usize,
+    /// For the spooler.
+    pressing: Notify,
+    /// Whether it is closed, for those who wait for that.
+    closing: watch::Sender<bool>,
     ledger: Arc<OutputLedger>,
 }
 
 #[derive(Debug)]
 struct Inner<T> {
     items: VecDeque<T>,
+    memory: usize,
+    size: usize,
+    limits: Limits,
     closed: bool,
-    /// When this many wait, the consumer is woken.
-    wake_at: usize,
+    /// When this much waits, the consumer is woken.
+    wake_at: Limits,
+    /// Whether the spooler wants to know when more than half of the queue is in use.
+    spooler_waits: bool,
+    /// Why records are dropped when the queue is full.
+    full: DropCause,
 }
 
-impl<T: Counted> Queue<T> {
-    /// For at most `capacity` items.
-    pub fn new(capacity: usize, ledger: Arc<OutputLedger>) -> Arc<Self> {
+/// What was taken from a queue, in its order.
+#[derive(Debug)]
+#[must_use]
+pub struct Taken<T> {
+    /// At least one.
+    pub items: Vec<T>,
+    /// Their account.
+    pub held: Held,
+}
+
+const NEVER: Limits = Limits { records: usize::MAX, bytes: usize::MAX };
+
+impl<T> Inner<T> {
+    fn has(&self, much: Limits) -> bool {
+        self.items.len() >= much.records || self.size >= much.bytes
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= self.limits.records || self.memory >= self.limits.bytes
+    }
+
+    fn is_pressing(&self) -> bool {
+        self.items.len() > self.limits.records / 2 || self.memory > self.limits.bytes / 2
+    }
+}
+
+impl<T: Item> Queue<T> {
+    /// Empty.
+    pub fn new(limits: Limits, ledger: Arc<OutputLedger>) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::new(Inner { items: VecDeque::new(), closed: false, wake_at: 1 }),
+            inner: Mutex::new(Inner {
+                items: VecDeque::new(),
+                memory: 0,
+                size: 0,
+                limits,
+                closed: false,
+                wake_at: Limits { records: 1, bytes: usize::MAX },
+                spooler_waits: false,
+                full: DropCause::QueueFull,
+            }),
             filled: Notify::new(),
             emptied: Notify::new(),
-            capacity,
+            pressing: Notify::new(),
+            closing: watch::Sender::new(false),
             ledger,
         })
     }
 
     /// The output's ledger.
-    pub fn ledger(&self) -> &OutputLedger {
+    pub const fn ledger(&self) -> &Arc<OutputLedger> {
         &self.ledger
     }
 
     /// Takes an item in, or counts it as dropped when the queue is full. Never waits.
     pub fn push(&self, item: T) {
-        let counts = self.ledger.of(item.kind());
+        let kind = item.kind();
         let mut inner = self.lock();
-        if inner.items.len() >= self.capacity || inner.closed {
-            let cause = if inner.closed { DropCause::OutputClosed } else { DropCause::QueueFull };
-            counts.drop_records(cause, 1);
-            return;
+        if inner.closed || inner.is_full() {
+            let cause = if inner.closed { DropCause::OutputClosed } else { inner.full };
+            drop(inner);
+            return self.ledger.drop_new(kind, cause);
         }
+        inner.memory += item.memory();
+        inner.size += item.size();
         inner.items.push_back(item);
-        counts.queued.add(1);
-        if inner.items.len() >= inner.wake_at {
-            inner.wake_at = usize::MAX;
+        self.ledger.enqueue(kind);
+        if inner.has(inner.wake_at) {
+            inner.wake_at = NEVER;
             self.filled.notify_one();
+        }
+        if inner.spooler_waits && inner.is_pressing() {
+            inner.spooler_waits = false;
+            self.pressing.notify_one();
         }
     }
 
@@ -78,7 +154,7 @@ impl<T: Counted> Queue<T> {
         loop {
             {
                 let inner = self.lock();
-                if inner.items.len() < self.capacity || inner.closed {
+                if !inner.is_full() || inner.closed {
                     return;
                 }
             }
@@ -89,72 +165,122 @@ impl<T: Counted> Queue<T> {
     /// Nothing more is taken in; what is there is still handed out.
     pub fn close(&self) {
         self.lock().closed = true;
+        self.closing.send_replace(true);
+        self.filled.notify_one();
+        self.pressing.notify_one();
+        self.emptied.notify_one();
+    }
+
+    /// Whether nothing more is taken in.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Waits until nothing more is taken in.
+    pub(super) async fn closed(&self) {
+        let mut closing = self.closing.subscribe();
+        // The sender is here.
+        let _ = closing.wait_for(|closed| *closed).await;
+    }
+
+    /// New limits; what is there stays.
+    pub fn limit(&self, limits: Limits) {
+        self.lock().limits = limits;
+    }
+
+    /// Why records are dropped from now on when the queue is full.
+    pub(super) fn full_because(&self, cause: DropCause) {
+        self.lock().full = cause;
+    }
+
+    /// Waits for the first item, then for company: until there is enough for a batch, or `linger` is
+    /// over, or the queue is closed. `None` when it is closed and empty. Cancel safe.
+    pub async fn take(&self, batch: Limits, linger: Duration) -> Option<Taken<T>> {
+        loop {
+            self.wait_for(Limits { records: 1, bytes: usize::MAX }).await?;
+            // Either outcome is fine: a full batch, or what has come by then.
+            let _ = tokio::time::timeout(linger, self.wait_for(batch)).await;
+            // Or the spooler was faster.
+            if let Some(taken) = self.take_now(batch) {
+                return Some(taken);
+            }
+        }
+    }
+
+    /// What there is at the front, as much as goes into a batch, and at least one. `None` when it is empty.
+    pub(super) fn take_now(&self, batch: Limits) -> Option<Taken<T>> {
+        let mut inner = self.lock();
+        let mut size = 0;
+        let fits = |item: &&T| {
+            size += item.size();
+            size <= batch.bytes
+        };
+        let n = inner.items.iter().take(batch.records).take_while(fits).count();
+        let n = n.max(1).min(inner.items.len());
+        if n == 0 {
+            return None;
+        }
+        let items: Vec<T> = inner.items.drain(..n).collect();
+        let mut counts = KindCounts::default();
+        for item in &items {
+            inner.memory -= item.memory();
+            inner.size -= item.size();
+            counts[item.kind() as usize] += 1;
+        }
+        self.ledger.dequeue(counts);
+        self.emptied.notify_one();
+        Some(Taken { items, held: Held::new(Arc::clone(&self.ledger), counts) })
+    }
+
+    /// Puts back what was taken, to where it was.
+    pub(super) fn put_back(&self, taken: Taken<T>) {
+        let mut inner = self.lock();
+        for item in taken.items.into_iter().rev() {
+            inner.memory += item.memory();
+            inner.size += item.size();
+            inner.items.push_front(item);
+        }
+        taken.held.requeued();
         self.filled.notify_one();
     }
 
-    /// Waits for the first item, then for company: until there are `max`, or `linger` is over, or
-    /// the queue is closed. `None` when it is closed and empty. What is handed out counts as
-    /// unanswered until [`Queue::settle`].
-    pub async fn take(&self, max: usize, linger: Duration) -> Option<Vec<T>> {
-        self.wait_for(1).await?;
-        let enough = self.wait_for(max);
-        // Either outcome is fine: a full batch, or what has come by then.
-        let _ = tokio::time::timeout(linger, enough).await;
-        let mut inner = self.lock();
-        let n = inner.items.len().min(max);
-        let batch: Vec<T> = inner.items.drain(..n).collect();
-        for item in &batch {
-            let counts = self.ledger.of(item.kind());
-            counts.queued.sub(1);
-            counts.unanswered.add(1);
-        }
-        self.emptied.notify_one();
-        Some(batch)
-    }
-
-    /// Says what became of items that were taken: exported, or dropped.
-    pub fn settle(&self, items: &[T], outcome: Result<(), DropCause>) {
-        for item in items {
-            let counts = self.ledger.of(item.kind());
-            match outcome {
-                Ok(()) => counts.exported.add(1),
-                Err(cause) => counts.drop_records(cause, 1),
-            }
-            counts.unanswered.sub(1);
-        }
-    }
-
-    /// Counts everything that is left as dropped, what was taken and not settled too; for when the
-    /// consumer is gone.
-    pub fn abandon(&self, cause: DropCause) {
-        let mut inner = self.lock();
-        inner.closed = true;
-        for item in inner.items.drain(..) {
-            let counts = self.ledger.of(item.kind());
-            counts.queued.sub(1);
-            counts.drop_records(cause, 1);
-        }
-        for kind in RecordKind::ALL {
-            let counts = self.ledger.of(kind);
-            let unanswered = usize::try_from(counts.unanswered.get()).unwrap_or(usize::MAX);
-            counts.unanswered.sub(unanswered);
-            counts.drop_records(cause, unanswered);
-        }
-        self.emptied.notify_one();
-    }
-
-    /// Until `n` items wait, or the queue is closed; `None` when it is closed and empty.
-    async fn wait_for(&self, n: usize) -> Option<()> {
+    /// Waits until more than half of the queue is in use. `None` when it is closed.
+    pub(super) async fn pressing(&self) -> Option<()> {
         loop {
             {
                 let mut inner = self.lock();
-                if inner.items.len() >= n {
+                if inner.closed {
+                    return None;
+                }
+                if inner.is_pressing() {
+                    return Some(());
+                }
+                inner.spooler_waits = true;
+            }
+            self.pressing.notified().await;
+        }
+    }
+
+    /// Counts what is left as dropped, and takes nothing more in.
+    pub fn abandon(&self, cause: DropCause) {
+        self.close();
+        while let Some(taken) = self.take_now(NEVER) {
+            taken.held.settle(Err(cause));
+        }
+    }
+
+    /// Until this much waits, or the queue is closed; `None` when it is closed and empty.
+    async fn wait_for(&self, much: Limits) -> Option<()> {
+        loop {
+            {
+                let mut inner = self.lock();
+                if inner.has(much) {
                     return Some(());
                 }
                 if inner.closed {
                     return (!inner.items.is_empty()).then_some(());
                 }
-                inner.wake_at = n;
+                inner.wake_at = much;
             }
             self.filled.notified().await;
         }
@@ -166,143 +292,4 @@ impl<T: Counted> Queue<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::EventSet;
-
-    /// 0 counts as a begin.
-    impl Counted for u32 {
-        fn kind(&self) -> RecordKind {
-            if *self == 0 { RecordKind::Begin } else { RecordKind::End }
-        }
-    }
-
-    fn queue(capacity: usize) -> Arc<Queue<u32>> {
-        Queue::new(capacity, OutputLedger::new("test", EventSet { begin: true, progress: true }))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_batch_is_full_or_late() {
-        let q = queue(10);
-        for n in 1..6 {
-            q.push(n);
-        }
-        let linger = Duration::from_secs(1);
-        assert_eq!(q.take(3, linger).await, Some(vec![1, 2, 3]));
-        let before = tokio::time::Instant::now();
-        assert_eq!(q.take(3, linger).await, Some(vec![4, 5]));
-        assert_eq!(before.elapsed(), linger);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_waiting_consumer_is_woken_by_a_full_batch() {
-        let q = queue(10);
-        let consumer = tokio::spawn({
-            let q = Arc::clone(&q);
-            async move { (q.take(2, Duration::from_secs(3600)).await, tokio::time::Instant::now()) }
-        });
-        let start = tokio::time::Instant::now();
-        tokio::task::yield_now().await;
-        q.push(1);
-        tokio::task::yield_now().await;
-        q.push(2);
-        let (batch, at) = consumer.await.unwrap();
-        assert_eq!(batch, Some(vec![1, 2]));
-        assert_eq!(at - start, Duration::ZERO);
-    }
-
-    #[tokio::test]
-    async fn what_does_not_fit_is_counted() {
-        let q = queue(2);
-        let ends = q.ledger().of(RecordKind::End);
-        for n in 1..6 {
-            q.push(n);
-        }
-        assert_eq!(ends.dropped(DropCause::QueueFull), 3);
-        assert_eq!(ends.in_flight(), 2);
-        let batch = q.take(10, Duration::ZERO).await.unwrap();
-        assert_eq!((batch.len(), ends.in_flight(), ends.exported.get()), (2, 2, 0));
-        q.settle(&batch, Ok(()));
-        assert_eq!((ends.in_flight(), ends.exported.get()), (0, 2));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_producer_may_wait_for_room() {
-        let q = queue(2);
-        q.room().await;
-        q.push(1);
-        q.push(2);
-        let producer = tokio::spawn({
-            let q = Arc::clone(&q);
-            async move {
-                for n in 3..=10 {
-                    q.room().await;
-                    q.push(n);
-                }
-                q.close();
-            }
-        });
-        let mut got = Vec::new();
-        while let Some(batch) = q.take(2, Duration::ZERO).await {
-            got.extend(batch);
-        }
-        producer.await.unwrap();
-        assert_eq!(got, (1..=10).collect::<Vec<_>>());
-        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 0);
-        // Nobody takes anything any more: waiting would never end.
-        let gone = queue(1);
-        gone.push(1);
-        gone.abandon(DropCause::Shutdown);
-        gone.room().await;
-    }
-
-    #[tokio::test]
-    async fn a_closed_queue_is_emptied_first() {
-        let q = queue(2);
-        q.push(1);
-        q.close();
-        q.push(2);
-        assert_eq!(q.take(1, Duration::from_secs(3600)).await, Some(vec![1]));
-        assert_eq!(q.take(1, Duration::from_secs(3600)).await, None);
-        assert_eq!(q.ledger().dropped(DropCause::OutputClosed), 1);
-    }
-
-    #[tokio::test]
-    async fn what_is_abandoned_is_counted() {
-        let q = queue(5);
-        for n in 1..4 {
-            q.push(n);
-        }
-        q.abandon(DropCause::Shutdown);
-        assert_eq!(q.ledger().dropped(DropCause::Shutdown), 3);
-        assert_eq!(q.ledger().of(RecordKind::End).in_flight(), 0);
-        assert_eq!(q.take(1, Duration::ZERO).await, None);
-    }
-
-    #[tokio::test]
-    async fn each_kind_is_counted_by_itself_all_along() {
-        let q = queue(4);
-        // What became of begins and of ends: exported, refused, queue full, shutdown, in flight.
-        let counts = || {
-            [RecordKind::Begin, RecordKind::End].map(|kind| {
-                let of = q.ledger().of(kind);
-                let dropped = [DropCause::Refused, DropCause::QueueFull, DropCause::Shutdown]
-                    .map(|c| of.dropped(c));
-                (of.exported.get(), dropped, of.in_flight())
-            })
-        };
-        for item in [0, 1, 0, 2, 0, 3, 4] {
-            q.push(item);
-        }
-        assert_eq!(counts(), [(0, [0, 1, 0], 2), (0, [0, 2, 0], 2)]);
-        let batch = q.take(2, Duration::ZERO).await.unwrap();
-        assert_eq!(batch, [0, 1]);
-        q.settle(&batch[..1], Ok(()));
-        q.settle(&batch[1..], Err(DropCause::Refused));
-        assert_eq!(counts(), [(1, [0, 1, 0], 1), (0, [1, 2, 0], 1)]);
-        // One of the two is in a request when the output is given up.
-        assert_eq!(q.take(1, Duration::ZERO).await, Some(vec![0]));
-        q.abandon(DropCause::Shutdown);
-        assert_eq!(counts(), [(1, [0, 1, 1], 0), (0, [1, 2, 1], 0)]);
-    }
-}
+mod tests;

@@ -35,10 +35,9 @@ use tokio::fs::File;
 
 use crate::config::{Output, Settings};
 use crate::dns::{DnsStats, StreamStats};
-use crate::export::OwnSockets;
+use crate::export::{OwnSockets, Outputs, Sinks};
 use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
 use crate::record::RecordKind;
-use crate::run::{RunningOutput, failed_output, finish_outputs, start_outputs};
 use capture::Capture;
 pub use capture::CaptureError;
 use engine::Engine;
@@ -99,7 +98,7 @@ pub enum ReplayError {
     #[error("{output}: {lost} records were not delivered: {line}")]
     Undelivered {
         /// Of the ledger.
-        output: &'static str,
+        output: String,
         /// How many.
         lost: u64,
         /// The ledger's line, with the causes.
@@ -125,12 +124,15 @@ pub async fn replay(
         opened = open(&path, file) => opened?,
         () = stop.asked() => return Err(ReplayError::Stopped { path, packet: 0, offset: 0 }.into()),
     };
+    let recorder = Recorder::new(settings);
+    let outputs = Outputs::start(settings, &OwnSockets::default(), &recorder.ledger)?;
     let mut replay = Replay {
         path,
         capture,
         engine: Engine::new(settings.max_flows, NameSources::of(settings), local),
-        recorder: Recorder::new(settings),
-        outputs: start_outputs(settings, &OwnSockets::default())?,
+        recorder,
+        sinks: outputs.sinks(settings),
+        outputs,
         progress: Progress::new(size, writes_to_stdout(settings)),
         handed: 0,
         max_flows: settings.max_flows,
@@ -143,9 +145,9 @@ pub async fn replay(
         Err(error) if error.downcast_ref::<ReplayError>().is_none() => Ok(()),
         _ => replay.finish().await,
     };
-    let Replay { engine, recorder, outputs, path, .. } = replay;
-    outputs.iter().for_each(|output| output.queue.close());
-    let ledgers = finish_outputs(outputs, stop.is_late()).await;
+    let Replay { engine, recorder, sinks, outputs, path, .. } = replay;
+    sinks.close();
+    let ledgers = outputs.finish(stop.is_late()).await;
     summarise(&path, &engine, &recorder.ledger, &ledgers);
     read.and(rest)?;
     if let Some(links) = engine.summary().only_unknown_links() {
@@ -189,7 +191,8 @@ struct Replay {
     capture: Capture<File>,
     engine: Engine,
     recorder: Recorder,
-    outputs: Vec<RunningOutput>,
+    sinks: Sinks,
+    outputs: Outputs,
     progress: Progress,
     /// Records given to each output.
     handed: u64,
@@ -240,14 +243,12 @@ impl Replay {
             let Some(record) = self.recorder.record(ended) else { continue };
             self.progress.make_way();
             self.handed += 1;
-            for output in &self.outputs {
-                tokio::select! {
-                    () = output.queue.room() => {}
-                    () = self.stop.is_late() => {}
-                }
-                output.queue.push(Arc::clone(&record));
+            tokio::select! {
+                () = self.sinks.room() => {}
+                () = self.stop.is_late() => {}
             }
-            if let Some(error) = failed_output(&mut self.outputs).await {
+            self.sinks.push(&record);
+            if let Some(error) = self.outputs.failed().await {
                 return Err(error);
             }
         }
@@ -256,9 +257,9 @@ impl Replay {
 
     /// Whether no output is about to write. Counters are compared that only grow.
     fn is_all_written(&self) -> bool {
-        self.outputs.iter().all(|RunningOutput { ledger, .. }| {
-            let dropped: u64 = DropCause::ALL.iter().map(|cause| ledger.dropped(*cause)).sum();
-            ledger.of(RecordKind::End).exported.get() + dropped >= self.handed
+        self.sinks.all().iter().all(|sink| {
+            let ends = sink.ledger().of(RecordKind::End);
+            ends.exported + ends.dropped_in_all() >= self.handed
         })
     }
 
@@ -290,7 +291,7 @@ fn all_delivered(all: &Ledger, outputs: &[Arc<OutputLedger>]) -> anyhow::Result<
         if lost > 0 {
             let line =
                 Line::all(all, output).map(|line| line.to_string()).collect::<Vec<_>>().join("; ");
-            return Err(ReplayError::Undelivered { output: output.name, lost, line }.into());
+            return Err(ReplayError::Undelivered { output: output.to_string(), lost, line }.into());
         }
     }
     Ok(())

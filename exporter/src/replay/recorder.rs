@@ -30,7 +30,7 @@ pub(super) struct Recorder {
     peer_cidrs: Vec<IpNet>,
     community_id: Option<CommunityId>,
     workload: Arc<Workload>,
-    pub(super) ledger: Ledger,
+    pub(super) ledger: Arc<Ledger>,
 }
 
 impl Recorder {
@@ -42,7 +42,7 @@ impl Recorder {
             peer_cidrs: settings.peer_cidrs.clone(),
             community_id: settings.community_id,
             workload: Arc::new(workload(settings)),
-            ledger: Ledger::default(),
+            ledger: Arc::default(),
         }
     }
 

@@ -1,0 +1,318 @@
+//! Export of one signal to one destination: from its queue, and from its spool, into requests.
+//!
+//! Several requests are on their way at once. What becomes of each is decided by the receiver's answer alone:
+//! taken, and then the records are exported; not now, and then it is tried again; too large, and then it is split;
+//! refused for good.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::error;
+
+use super::answer::{Answer, Wire};
+use super::health::Health;
+use super::queue::{Limits, Queue, Taken};
+use super::retry::{Gate, jittered};
+use super::spooled::{Spooled, Unspooled};
+use super::{Held, Part, Signal};
+use crate::config::Export;
+use crate::encode::wire;
+use crate::ledger::{DropCause, KindCounts};
+
+/// What may be exchanged while the exporter runs.
+#[derive(Debug)]
+pub(super) struct Live<W>(RwLock<Arc<Current<W>>>);
+
+/// What is in force.
+#[derive(Debug)]
+pub(super) struct Current<W> {
+    pub(super) wire: W,
+    pub(super) export: Export,
+}
+
+impl<W> Live<W> {
+    pub(super) fn new(wire: W, export: Export) -> Self {
+        Self(RwLock::new(Arc::new(Current { wire, export })))
+    }
+
+    pub(super) fn get(&self) -> Arc<Current<W>> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Requests that are on their way are not disturbed; the next try goes the new way.
+    pub(super) fn set(&self, wire: W, export: Export) {
+        let current = Arc::new(Current { wire, export });
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = current;
+    }
+}
+
+impl Export {
+    pub(super) const fn batch(&self) -> Limits {
+        Limits { records: self.batch_records, bytes: self.batch_bytes }
+    }
+
+    pub(super) const fn queue(&self) -> Limits {
+        Limits { records: self.queue_records, bytes: self.queue_bytes }
+    }
+}
+
+/// A request, or what is left of one.
+#[derive(Debug)]
+struct Piece {
+    body: Bytes,
+    held: Held,
+}
+
+/// Exports one signal to one destination.
+#[derive(Debug)]
+pub(super) struct Exporter<W> {
+    pub(super) signal: Signal,
+    pub(super) queue: Arc<Queue<Part>>,
+    pub(super) spool: Option<Arc<Spooled>>,
+    pub(super) live: Arc<Live<W>>,
+    pub(super) health: Arc<Health>,
+    pub(super) gate: Gate,
+    /// Says when there is no more time, and why what is left is dropped.
+    pub(super) stop: watch::Receiver<Option<DropCause>>,
+}
+
+/// What became of a piece.
+enum Fate {
+    /// It is settled.
+    Settled,
+    /// The receiver wants it smaller.
+    Split(Piece, Piece),
+    /// There is no more time to send it.
+    Left(Piece),
+}
+
+impl<W: Wire> Exporter<W> {
+    /// Until the queue is closed and empty, or there is no more time. What is left then goes into the
+    /// spool, or is dropped.
+    pub(super) async fn run(self) -> std::io::Result<()> {
+        let this = Arc::new(self);
+        let mut flights = JoinSet::new();
+        loop {
+            if flights.len() >= this.live.get().export.concurrency {
+                landed(flights.join_next().await);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = this.stopped() => break,
+                Some(ended) = flights.join_next() => landed(Some(ended)),
+                next = this.next() => match next {
+                    None => break,
+                    Some((piece, frame)) => {
+                        flights.spawn(Arc::clone(&this).deliver(piece, frame));
+                    }
+                },
+            }
+        }
+        while let Some(ended) = flights.join_next().await {
+            landed(Some(ended));
+        }
+        this.leave().await;
+        Ok(())
+    }
+
+    /// The next request: the oldest of the spool, or else from the queue.
+    async fn next(&self) -> Option<(Piece, Option<Unspooled>)> {
+        let export = self.live.get().export.clone();
+        let Some(spool) = &self.spool else {
+            let taken = self.queue.take(export.batch(), export.interval).await?;
+            return Some((self.piece(taken), None));
+        };
+        loop {
+            // Who stops with a spool behind him keeps what is there for the next start: the receiver has not
+            // kept up, and need not be waited for.
+            if self.queue.is_closed() && spool.has_waiting() {
+                return None;
+            }
+            if let Some((body, held, frame)) = spool.next().await {
+                return Some((Piece { body, held }, Some(frame)));
+            }
+            tokio::select! {
+                taken = self.queue.take(export.batch(), export.interval) => {
+                    return Some((self.piece(taken?), None));
+                }
+                () = spool.filled() => {}
+            }
+        }
+    }
+
+    fn piece(&self, taken: Taken<Part>) -> Piece {
+        Piece { body: request(self.signal, &taken.items), held: taken.held }
+    }
+
+    /// Sends a request until it is settled, or there is no more time.
+    async fn deliver(self: Arc<Self>, piece: Piece, frame: Option<Unspooled>) {
+        let mut pieces = vec![piece];
+        let mut left = Vec::new();
+        let mut is_whole = true;
+        while let Some(piece) = pieces.pop() {
+            match self.send(piece).await {
+                Fate::Settled => is_whole = false,
+                Fate::Split(first, second) => pieces.extend([second, first]),
+                Fate::Left(piece) => left.push(piece),
+            }
+        }
+        match (&self.spool, frame) {
+            // As it was.
+            (Some(spool), Some(frame)) if is_whole => {
+                left.into_iter().for_each(|piece| piece.held.spooled());
+                spool.give_back(frame).await;
+            }
+            (Some(spool), frame) => {
+                for piece in left {
+                    self.keep(spool, piece).await;
+                }
+                if let Some(frame) = frame {
+                    spool.settle(frame).await;
+                }
+            }
+            (None, _) => {
+                let cause = self.cause();
+                left.into_iter().for_each(|piece| piece.held.settle(Err(cause)));
+            }
+        }
+    }
+
+    /// Tries until there is an answer that decides.
+    async fn send(&self, piece: Piece) -> Fate {
+        let start = Instant::now();
+        let mut pause = None;
+        loop {
+            tokio::select! {
+                () = self.gate.open() => {}
+                () = self.leaving() => return Fate::Left(piece),
+            }
+            let current = self.live.get();
+            let answer = tokio::select! {
+                answer = current.wire.send(piece.body.clone()) => answer,
+                () = self.stopped() => return Fate::Left(piece),
+            };
+            let n = piece.held.len();
+            match answer {
+                Answer::Taken { rejected, message } => {
+                    self.health.works(rejected.min(n), &message);
+                    piece.held.settle_without(rejected);
+                    return Fate::Settled;
+                }
+                Answer::TooLarge { why } => return self.split(piece, &why),
+                Answer::Refused { why } => {
+                    self.health.fails(&why, &format!("{n} records refused for good"));
+                    piece.held.settle(Err(DropCause::Refused));
+                    return Fate::Settled;
+                }
+                Answer::Again { after, why } => {
+                    let export = &current.export;
+                    let now = *pause.get_or_insert(export.retry_initial);
+                    let wait = after.unwrap_or_default().max(jittered(now));
+                    pause = Some((now * 2).min(export.retry_max));
+                    if self.spool.is_none() && start.elapsed() + wait > export.retry_for {
+                        self.health.fails(&why, &format!("{n} records given up after export.retry_for"));
+                        piece.held.settle(Err(DropCause::RetryExhausted));
+                        return Fate::Settled;
+                    }
+                    self.health.fails(&why, "flowend goes on and tries again");
+                    if let Some(after) = after {
+                        self.gate.close_for(after);
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.leaving() => return Fate::Left(piece),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The receiver does not take a request of this size.
+    fn split(&self, mut piece: Piece, why: &str) -> Fate {
+        let halves = wire::halve(self.signal, &piece.body);
+        let Some((first, second)) = halves else {
+            self.health.fails(why, "a record is dropped");
+            piece.held.settle(Err(DropCause::TooLarge));
+            return Fate::Settled;
+        };
+        let counts = kinds(self.signal, &first);
+        let held = piece.held.part(counts);
+        Fate::Split(Piece { body: first, held }, Piece { body: second, held: piece.held })
+    }
+
+    /// Puts a piece into the spool; drops it where that fails.
+    async fn keep(&self, spool: &Arc<Spooled>, piece: Piece) {
+        let counts = piece.held.counts();
+        match spool.append(counts, piece.body).await {
+            Ok(()) => piece.held.spooled(),
+            Err(error) => {
+                error!("{}: {error}", self.queue.ledger());
+                piece.held.settle(Err(self.cause()));
+            }
+        }
+    }
+
+    /// Why what is left is dropped.
+    fn cause(&self) -> DropCause {
+        self.stop.borrow().unwrap_or(DropCause::Shutdown)
+    }
+
+    /// What is left when the exporter ends.
+    async fn leave(&self) {
+        let batch = self.live.get().export.batch();
+        self.queue.close();
+        while let Some(taken) = self.queue.take_now(batch) {
+            match &self.spool {
+                Some(spool) => self.keep(spool, self.piece(taken)).await,
+                None => taken.held.settle(Err(self.cause())),
+            }
+        }
+    }
+
+    /// Ready when there is no more time.
+    async fn stopped(&self) {
+        let mut stop = self.stop.clone();
+        // Nobody who could say so is no reason to stop.
+        if stop.wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ready when a request that waits for its next try should not wait any more: there is no more time, or
+    /// flowend stops and the spool can keep it.
+    async fn leaving(&self) {
+        if self.spool.is_none() {
+            return self.stopped().await;
+        }
+        tokio::select! {
+            () = self.stopped() => {}
+            () = self.queue.closed() => {}
+        }
+    }
+}
+
+/// A request of these.
+pub(super) fn request(signal: Signal, parts: &[Part]) -> Bytes {
+    let encoded: Vec<_> = parts.iter().map(|part| Arc::clone(&part.encoded)).collect();
+    wire::request(signal, &encoded)
+}
+
+/// A body that flowend has made itself, a moment ago.
+fn kinds(signal: Signal, body: &Bytes) -> KindCounts {
+    wire::kinds(signal, body).unwrap_or_default()
+}
+
+/// A task that panicked has let go of its records: the ledger will show it.
+fn landed(ended: Option<Result<(), tokio::task::JoinError>>) {
+    if let Some(Err(error)) = ended {
+        error!("an export ended by itself: {error}; its records are lost");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! What became of the records at one output.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::{Common, DropCause, KindCounts, Ledger};
+use crate::record::{EventSet, RecordKind};
+
+const KINDS: usize = RecordKind::ALL.len();
+
+/// Counts what happens at one output: a signal of a destination, or stdout in one format.
+///
+/// One lock for all of its counts, so that what is read at one moment adds up. Records move between the
+/// places where they can be; nothing is computed from the rest.
+#[derive(Debug)]
+pub struct OutputLedger {
+    destination: Arc<str>,
+    signal: &'static str,
+    events: EventSet,
+    /// What had been seen before this output was there.
+    before: [Common; KINDS],
+    /// What had been seen when the output was taken away.
+    until: OnceLock<[Common; KINDS]>,
+    kinds: Mutex<[Counted; KINDS]>,
+}
+
+/// What is counted of one kind of record at one output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Left in the spool by an earlier run.
+    pub recovered: u64,
+    /// Acknowledged by the receiver; written, for stdout.
+    pub exported: u64,
+    /// In the queue.
+    pub queued: u64,
+    /// Taken from the queue or the spool, and neither settled nor put back.
+    pub unanswered: u64,
+    /// In the spool.
+    pub spooled: u64,
+    dropped: [u64; DropCause::ALL.len()],
+}
+
+impl Counted {
+    /// Drops of one cause.
+    pub const fn dropped(&self, cause: DropCause) -> u64 {
+        self.dropped[cause as usize]
+    }
+
+    /// Drops of all causes.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
+    /// Waiting, unanswered or spooled.
+    pub const fn in_flight(&self) -> u64 {
+        self.queued + self.unanswered + self.spooled
+    }
+}
+
+impl fmt::Display for OutputLedger {
+    /// `otlp.logs`; `text` for stdout.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if &*self.destination == Self::STDOUT {
+            f.write_str(self.signal)
+        } else {
+            write!(f, "{}.{}", self.destination, self.signal)
+        }
+    }
+}
+
+impl OutputLedger {
+    /// The destination of what is written to stdout.
+    pub const STDOUT: &'static str = "stdout";
+
+    /// All zero, for an output that gets records of these kinds from now on.
+    pub fn new(
+        destination: impl Into<Arc<str>>,
+        signal: &'static str,
+        events: EventSet,
+        ledger: &Ledger,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            destination: destination.into(),
+            signal,
+            events,
+            before: ledger.common(),
+            until: OnceLock::new(),
+            kinds: Mutex::default(),
+        })
+    }
+
+    /// The destination's name in the configuration, or [`Self::STDOUT`].
+    pub fn destination(&self) -> &Arc<str> {
+        &self.destination
+    }
+
+    /// "logs" or "traces"; "text" or "json" on stdout.
+    pub const fn signal(&self) -> &'static str {
+        self.signal
+    }
+
+    /// The kinds of records that it gets.
+    pub const fn events(&self) -> EventSet {
+        self.events
+    }
+
+    /// What was seen while the output was there, of each kind.
+    pub fn share_of(&self, ledger: &Ledger) -> [Common; KINDS] {
+        let until = self.until.get().copied().unwrap_or_else(|| ledger.common());
+        std::array::from_fn(|kind| until[kind].since(self.before[kind]))
+    }
+
+    /// From now on the output gets nothing more of what is seen.
+    pub fn retire(&self, ledger: &Ledger) {
+        let _ = self.until.set(ledger.common());
+    }
+
+    /// Whether it still gets what is seen.
+    pub fn is_retired(&self) -> bool {
+        self.until.get().is_some()
+    }
+
+    /// What is counted of one kind at this moment.
+    pub fn of(&self, kind: RecordKind) -> Counted {
+        self.lock()[kind as usize]
+    }
+
+    /// What is counted of each kind at this moment.
+    pub fn snapshot(&self) -> [Counted; KINDS] {
+        *self.lock()
+    }
+
+    /// Drops of one cause, of all kinds together.
+    pub fn dropped(&self, cause: DropCause) -> u64 {
+        self.lock().iter().map(|kind| kind.dropped(cause)).sum()
+    }
+
+    /// An earlier run left these in the spool.
+    pub(crate) fn recover(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.recovered += n;
+            kind.spooled += n;
+        });
+    }
+
+    /// One went into the queue.
+    pub(crate) fn enqueue(&self, kind: RecordKind) {
+        self.lock()[kind as usize].queued += 1;
+    }
+
+    /// One did not get into the queue.
+    pub(crate) fn drop_new(&self, kind: RecordKind, cause: DropCause) {
+        self.lock()[kind as usize].dropped[cause as usize] += 1;
+    }
+
+    /// These were taken out of the queue.
+    pub(crate) fn dequeue(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.queued -= n;
+            kind.unanswered += n;
+        });
+    }
+
+    /// These were put back into the queue.
+    pub(crate) fn requeue(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.unanswered -= n;
+            kind.queued += n;
+        });
+    }
+
+    /// These were written to the spool.
+    pub(crate) fn spool(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.unanswered -= n;
+            kind.spooled += n;
+        });
+    }
+
+    /// These were read from the spool.
+    pub(crate) fn unspool(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.spooled -= n;
+            kind.unanswered += n;
+        });
+    }
+
+    /// These lay in the spool, and cannot be read.
+    pub(crate) fn lose_spooled(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| {
+            kind.spooled -= n;
+            kind.dropped[DropCause::SpoolDamaged as usize] += n;
+        });
+    }
+
+    /// These were exported, or dropped.
+    pub(crate) fn settle(&self, counts: KindCounts, outcome: Result<(), DropCause>) {
+        self.each(counts, |kind, n| {
+            kind.unanswered -= n;
+            match outcome {
+                Ok(()) => kind.exported += n,
+                Err(cause) => kind.dropped[cause as usize] += n,
+            }
+        });
+    }
+
+    /// These are in nobody's hands any more, and nobody has said what became of them: the ledger does not
+    /// add up from here on, and shows it.
+    pub(crate) fn lose(&self, counts: KindCounts) {
+        self.each(counts, |kind, n| kind.unanswered -= n);
+    }
+
+    fn each(&self, counts: KindCounts, mut change: impl FnMut(&mut Counted, u64)) {
+        let mut kinds = self.lock();
+        for (kind, n) in kinds.iter_mut().zip(counts) {
+            if n > 0 {
+                change(kind, u64::from(n));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [Counted; KINDS]> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,103 @@
+use super::*;
+use crate::record::EventSet;
+
+#[test]
+fn connections_with_and_without_a_name_are_one_line() {
+    let names = NameCounts::default();
+    for has_name in [true, true, false] {
+        names.add(has_name);
+    }
+    let want = "names: 3 connections, 2 with a name of the peer, 1 without";
+    assert_eq!(names.to_string(), want);
+}
+
+#[test]
+fn kinds_are_counted_apart_and_each_that_is_on_has_its_line() {
+    let ledger = Ledger::default();
+    let lines = |events| {
+        let output = OutputLedger::new("otlp", "logs", events, &Ledger::default());
+        for _ in 0..2 {
+            output.enqueue(RecordKind::Begin);
+            output.enqueue(RecordKind::End);
+        }
+        output.dequeue([2, 0, 1]);
+        output.settle([2, 0, 0], Ok(()));
+        output.drop_new(RecordKind::End, DropCause::QueueFull);
+        Line::all(&ledger, &output).map(|line| line.to_string()).collect::<Vec<_>>()
+    };
+    ledger.of(RecordKind::Begin).seen.add(3);
+    ledger.of(RecordKind::Begin).sampled_out.add(1);
+    ledger.of(RecordKind::End).seen.add(7);
+    ledger.of(RecordKind::End).filtered_self.add(4);
+    let end = "otlp.logs: seen 7 = exported 0 + sampled_out 0 + filtered{self} 4 + \
+               dropped{queue_full} 1 + in_flight 2";
+    let begin = "otlp.logs begin: seen 3 = exported 2 + sampled_out 1 + filtered{self} 0 + \
+                 in_flight 0";
+    let progress = "otlp.logs progress: seen 0 = exported 0 + sampled_out 0 + \
+                    filtered{self} 0 + in_flight 0";
+    assert_eq!(lines(EventSet::ENDS), [end]);
+    assert_eq!(lines(EventSet { begin: true, progress: false }), [end, begin]);
+    assert_eq!(lines(EventSet { begin: true, progress: true }), [end, begin, progress]);
+}
+
+#[test]
+fn an_output_accounts_for_what_is_seen_while_it_is_there() {
+    let ledger = Ledger::default();
+    let end = ledger.of(RecordKind::End);
+    end.seen.add(10);
+    end.sampled_out.add(4);
+    let output = OutputLedger::new("second", "traces", EventSet::ENDS, &ledger);
+    output.recover([0, 0, 3]);
+    let line = || Line::all(&ledger, &output).map(|line| line.to_string()).collect::<Vec<_>>();
+    assert_eq!(
+        line(),
+        ["second.traces: seen 0 + recovered 3 = exported 0 + sampled_out 0 + filtered{self} 0 + \
+          in_flight 3"]
+    );
+    end.seen.add(2);
+    end.sampled_out.add(1);
+    output.enqueue(RecordKind::End);
+    output.retire(&ledger);
+    end.seen.add(100);
+    assert_eq!(
+        line(),
+        ["second.traces: seen 2 + recovered 3 = exported 0 + sampled_out 1 + filtered{self} 0 + \
+          in_flight 4"]
+    );
+}
+
+#[test]
+fn records_move_from_place_to_place_and_are_in_one_at_a_time() {
+    let output = OutputLedger::new(OutputLedger::STDOUT, "json", EventSet::ENDS, &Ledger::default());
+    assert_eq!(output.to_string(), "json");
+    for _ in 0..5 {
+        output.enqueue(RecordKind::End);
+    }
+    let places = || {
+        let end = output.of(RecordKind::End);
+        (end.queued, end.unanswered, end.spooled, end.exported, end.dropped_in_all())
+    };
+    output.dequeue([0, 0, 4]);
+    assert_eq!(places(), (1, 4, 0, 0, 0));
+    output.requeue([0, 0, 1]);
+    output.spool([0, 0, 3]);
+    assert_eq!(places(), (2, 0, 3, 0, 0));
+    output.unspool([0, 0, 2]);
+    output.lose_spooled([0, 0, 1]);
+    output.settle([0, 0, 1], Ok(()));
+    output.settle([0, 0, 1], Err(DropCause::Refused));
+    assert_eq!(places(), (2, 0, 0, 1, 2));
+    output.dequeue([0, 0, 2]);
+    output.lose([0, 0, 2]);
+    assert_eq!(places(), (0, 0, 0, 1, 2), "two are nowhere");
+}
+
+#[test]
+fn each_cause_has_its_own_word_and_a_remedy() {
+    for (at, cause) in DropCause::ALL.into_iter().enumerate() {
+        assert_eq!(cause as usize, at);
+        assert!(!cause.remedy().is_empty());
+        let same = DropCause::ALL.into_iter().filter(|other| other.as_str() == cause.as_str());
+        assert_eq!(same.count(), 1, "{cause:?}");
+    }
+}
