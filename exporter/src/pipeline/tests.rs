@@ -8,18 +8,26 @@ use flowend_probe_types::{Addr, EventKind, ProcessEvent};
 
 use super::*;
 use crate::cgroup::Paths;
-use crate::config::ScopeKind;
+use crate::config::{Profile, ScopeKind};
 use crate::dns::DnsSettings;
+use crate::encode::Mapping;
 use crate::enrich::WorkloadSettings;
+use crate::export::{Limits, Queue, Sink};
 use crate::flow::{Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 use crate::ledger::{Line, OutputLedger};
 use crate::record::EventSet;
 
 const ALL: EventSet = EventSet { begin: true, progress: true };
 
+const ROOM: Limits = Limits { records: 1000, bytes: 1 << 20 };
+
 /// Stages with an output of each kind of interest: one that gets all records, one that gets ends.
 fn stages(sampling_ratio: f64) -> Stages {
-    let queue = |name, events| Queue::new(1000, OutputLedger::new(name, events));
+    let ledger = Arc::new(Ledger::default());
+    let sink = |signal, events| {
+        Sink::Lines(Queue::new(ROOM, OutputLedger::new("otlp", signal, events, &ledger)))
+    };
+    let sinks = vec![sink("logs", ALL), sink("traces", EventSet::ENDS)];
     Stages {
         processes: Processes::new(10),
         workloads: Workloads::new(
@@ -41,8 +49,8 @@ fn stages(sampling_ratio: f64) -> Stages {
         community_id: Some(CommunityId { seed: 0 }),
         peer_cidrs: Vec::new(),
         sampler: Sampler::new(sampling_ratio),
-        ledger: Arc::new(Ledger::default()),
-        queues: vec![queue("otlp.logs", ALL), queue("otlp.traces", EventSet::ENDS)],
+        sinks: Sinks::new(Arc::new(Mapping::new(Profile::Semconv)), sinks),
+        ledger,
     }
 }
 
@@ -98,16 +106,20 @@ fn live(stages: &mut Stages, cookie: u64, isns: Option<Isns>) {
 
 /// What waits at an output.
 async fn queued(stages: &Stages, output: usize) -> Vec<Arc<Record>> {
-    stages.queues[output].close();
-    stages.queues[output].take(1000, Duration::ZERO).await.unwrap_or_default()
+    let Sink::Lines(queue) = &stages.sinks.all()[output] else { panic!("encoded") };
+    queue.close();
+    let Some(taken) = queue.take(ROOM, Duration::ZERO).await else { return Vec::new() };
+    taken.held.settle(Ok(()));
+    taken.items
 }
 
-/// seen, filtered, sampled out, in flight at the first output; of begins, progresses and ends.
+/// seen, filtered, sampled out, in flight or exported at the first output; of begins, progresses and ends.
 fn counts(stages: &Stages) -> [[u64; 4]; 3] {
     RecordKind::ALL.map(|kind| {
         let all = stages.ledger.of(kind);
-        let output = stages.queues[0].ledger().of(kind);
-        [all.seen.get(), all.filtered_self.get(), all.sampled_out.get(), output.in_flight()]
+        let output = stages.sinks.all()[0].ledger().of(kind);
+        let kept = output.in_flight() + output.exported;
+        [all.seen.get(), all.filtered_self.get(), all.sampled_out.get(), kept]
     })
 }
 
@@ -178,8 +190,8 @@ async fn sampling_keeps_or_drops_a_whole_connection() {
     }
     let [begins, progresses, ends] = counts(&stages);
     assert_eq!((begins, progresses), (progresses, ends));
-    let [seen, _, sampled_out, in_flight] = ends;
-    assert_eq!((seen, sampled_out + in_flight), (200, 200));
+    let [seen, _, sampled_out, kept] = ends;
+    assert_eq!((seen, sampled_out + kept), (200, 200));
 }
 
 #[tokio::test]
@@ -200,9 +212,10 @@ fn the_lines_of_the_ledger_add_up_for_each_output_and_kind() {
     }
     stages.record(RecordKind::Progress, connection(RecordKind::Progress, 2, None), 0);
     let lines: Vec<_> = stages
-        .queues
+        .sinks
+        .all()
         .iter()
-        .flat_map(|q| Line::all(&stages.ledger, q.ledger()).map(|line| line.to_string()))
+        .flat_map(|sink| Line::all(&stages.ledger, sink.ledger()).map(|line| line.to_string()))
         .collect();
     let rest = |seen, left| {
         format!("seen {seen} = exported 0 + sampled_out 0 + filtered{{self}} 1 + in_flight {left}")

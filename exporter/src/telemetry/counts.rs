@@ -77,7 +77,7 @@ fn records(counts: &Counts<'_>) -> Vec<Metric> {
         for kind in RecordKind::ALL.into_iter().filter(|kind| output.events.contains(*kind)) {
             let (all, own) = (counts.ledger.of(kind), output.of(kind));
             let labels = |outcome, cause| {
-                let output = ("output", output.name);
+                let output = ("output", output.signal());
                 [output, ("kind", kind.as_str()), ("outcome", outcome), ("cause", cause)]
             };
             became = became

@@ -467,14 +467,11 @@ fn assert_ledgers_add_up(messages: &str) {
         let Some((_, identity)) = line.split_once(": seen ") else { continue };
         // What stands behind it is a remark.
         let identity = identity.split(';').next().unwrap_or_default();
-        let (seen, terms) = identity.split_once(" = ").expect("an identity");
-        let sum: u64 = terms
-            .split(" + ")
-            .map(|term| {
-                term.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a count")
-            })
-            .sum();
-        assert_eq!(seen.parse(), Ok(sum), "{line}");
+        let (came, became) = identity.split_once(" = ").expect("an identity");
+        let count =
+            |term: &str| term.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a count");
+        let sum = |terms: &str| terms.split(" + ").map(count).sum::<u64>();
+        assert_eq!(sum(came), sum(became), "{line}");
         lines += 1;
     }
     assert!(lines > 0, "no ledger: {messages}");
