@@ -398,7 +398,7 @@ pub(crate) fn start_outputs(
     for output in &settings.outputs {
         let format = match output {
             Output::Text => StreamFormat::Text,
-            Output::Json => StreamFormat::Json(settings.profile),
+            Output::Json => StreamFormat::Json(Arc::clone(&settings.mapping)),
             Output::Otlp => {
                 // A span is the whole connection: it is sent at its end.
                 for (signal, receiver, events) in [
@@ -411,7 +411,7 @@ pub(crate) fn start_outputs(
                         Arc::clone(&queue),
                         receiver,
                         settings.export.clone(),
-                        settings.profile,
+                        &settings.mapping,
                         own.clone(),
                     )?;
                     outputs.push(RunningOutput { queue, ledger, task });

@@ -8,8 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
 use super::Queue;
-use crate::config::Profile;
-use crate::encode::{HEADER, json_line, text_line};
+use crate::encode::{HEADER, Mapping, json_line, text_line};
 use crate::ledger::DropCause;
 use crate::record::Record;
 
@@ -21,8 +20,8 @@ const BATCH: usize = 1024;
 pub enum StreamFormat {
     /// Readable, with a heading; times of the local time zone.
     Text,
-    /// JSON, with the attribute names of a profile.
-    Json(Profile),
+    /// JSON, with these names of attributes.
+    Json(Arc<Mapping>),
 }
 
 /// Writes what comes through the queue until it is closed and empty.
@@ -59,7 +58,7 @@ async fn write_all(
         for record in &batch {
             match format {
                 StreamFormat::Text => lines.push_str(&text_line(record, &zone)),
-                StreamFormat::Json(profile) => lines.push_str(&json_line(record, *profile)),
+                StreamFormat::Json(mapping) => lines.push_str(&json_line(record, mapping)),
             }
             lines.push('\n');
         }
