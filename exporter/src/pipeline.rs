@@ -231,7 +231,7 @@ impl Stages {
             return;
         }
         let ids = self.ids.of(&end);
-        let Some(sampling_probability) = self.sampler.keep(ids.trace_id, end.reason) else {
+        let Some(sampling) = self.sampler.keep(ids.trace_id, end.reason) else {
             self.ledger.of(kind).sampled_out.add(1);
             return;
         };
@@ -256,7 +256,7 @@ impl Stages {
             local_ptr,
             remote_ptr,
             community_id,
-            sampling_probability,
+            sampling,
             start_unix_ns: end.start_ns + boot_to_unix_ns,
             end_unix_ns: end.end_ns + boot_to_unix_ns,
             end,

@@ -7,6 +7,7 @@ use opentelemetry::SpanId;
 use crate::enrich::{Process, Workload};
 use crate::flow::{ConnectionEnd, Side};
 use crate::ids::ConnectionIds;
+use crate::sample::Kept;
 
 /// The span's name.
 pub const SPAN_NAME: &str = "tcp connection";
@@ -44,6 +45,9 @@ impl RecordKind {
         }
     }
 }
+
+/// How many records of each kind something holds, by `RecordKind as usize`.
+pub type KindCounts = [u32; 3];
 
 /// The kinds of records that are made. Ends always are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,8 +99,8 @@ pub struct Record {
     pub remote_ptr: Option<Arc<str>>,
     /// The id by which other tools know the connection, where it is asked for.
     pub community_id: Option<String>,
-    /// Below 1 where sampling kept this record and dropped others.
-    pub sampling_probability: f64,
+    /// With which chance sampling kept it.
+    pub sampling: Kept,
     /// Start, ns since 1970.
     pub start_unix_ns: u64,
     /// When it happened, ns since 1970: the end, of an end.

@@ -10,6 +10,16 @@ use crate::flow::Reason;
 
 const RANDOM_BITS: u32 = 56;
 
+/// With which chance a record was kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kept {
+    /// Below 1 where sampling kept this record and dropped others.
+    pub probability: f64,
+    /// The rejection threshold of OpenTelemetry's consistent probability sampling, 56 bits: a trace whose
+    /// random part is below it is dropped. `None` where sampling is not in force.
+    pub threshold: Option<u64>,
+}
+
 /// Decides by trace id.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
@@ -27,17 +37,19 @@ impl Sampler {
         Self { ratio, threshold: ((1.0 - ratio) * range).round() as u64 }
     }
 
-    /// The probability with which this record was kept, or `None` where it is dropped. Endings with
-    /// an error are always kept.
-    pub fn keep(&self, trace_id: TraceId, reason: Reason) -> Option<f64> {
+    /// The chance with which this record was kept, or `None` where it is dropped. Endings with an error
+    /// are always kept.
+    pub fn keep(&self, trace_id: TraceId, reason: Reason) -> Option<Kept> {
+        let in_force = self.threshold > 0;
         if reason.error_type().is_some() {
-            return Some(1.0);
+            return Some(Kept { probability: 1.0, threshold: in_force.then_some(0) });
         }
         let bytes = trace_id.to_bytes();
         let mut low = [0; 8];
         low.copy_from_slice(&bytes[8..]);
         let random = u64::from_be_bytes(low) & ((1 << RANDOM_BITS) - 1);
-        (random >= self.threshold).then_some(self.ratio)
+        let threshold = in_force.then_some(self.threshold);
+        (random >= self.threshold).then_some(Kept { probability: self.ratio, threshold })
     }
 }
 
@@ -54,7 +66,8 @@ mod tests {
     #[test]
     fn the_extremes_keep_all_and_nothing() {
         for n in [0, 1, 1 << 55, (1 << 56) - 1, u64::MAX] {
-            assert_eq!(Sampler::new(1.0).keep(trace(n), Reason::Fin), Some(1.0));
+            let all = Kept { probability: 1.0, threshold: None };
+            assert_eq!(Sampler::new(1.0).keep(trace(n), Reason::Fin), Some(all));
             assert_eq!(Sampler::new(0.0).keep(trace(n), Reason::Fin), None);
         }
     }
@@ -62,8 +75,15 @@ mod tests {
     #[test]
     fn errors_are_always_kept() {
         for reason in [Reason::Reset, Reason::Refused, Reason::Timeout, Reason::ConnectTimeout] {
-            assert_eq!(Sampler::new(0.0).keep(trace(0), reason), Some(1.0), "{reason:?}");
+            let kept = Kept { probability: 1.0, threshold: Some(0) };
+            assert_eq!(Sampler::new(0.0).keep(trace(0), reason), Some(kept), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_says_with_which_threshold() {
+        let kept = Sampler::new(0.25).keep(trace(u64::MAX), Reason::Fin);
+        assert_eq!(kept, Some(Kept { probability: 0.25, threshold: Some(3 << 54) }));
     }
 
     #[test]

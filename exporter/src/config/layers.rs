@@ -11,7 +11,9 @@ use super::settings::Settings;
 use super::{ConfigError, DEFAULT, env};
 
 /// Keys whose values are tables of the user's own keys.
-pub(super) const FREE_TABLES: [&str; 5] = [
+pub(super) const FREE_TABLES: [&str; 7] = [
+    "attributes.add",
+    "attributes.rename",
     "dns.resolver_cgroups",
     "otlp.headers",
     "otlp.logs.headers",

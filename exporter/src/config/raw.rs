@@ -152,6 +152,9 @@ pub(super) struct RawAttributes {
     pub(super) profile: String,
     pub(super) community_id: bool,
     pub(super) community_id_seed: i64,
+    pub(super) omit: Vec<String>,
+    pub(super) rename: BTreeMap<String, String>,
+    pub(super) add: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,6 +14,7 @@ use super::raw::{RawAttributes, RawSettings};
 use super::receiver::{SignalReceivers, receiver};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
+use crate::encode::{Changes, Mapping};
 use crate::record::{EventSet, RecordKind};
 use crate::targets::Pattern;
 
@@ -61,7 +63,7 @@ pub struct Settings {
     /// Share of the connections reported, 0 to 1.
     pub sampling_ratio: f64,
     /// Names of the attributes.
-    pub profile: Profile,
+    pub mapping: Arc<Mapping>,
     /// Makes Community IDs, if they are asked for.
     pub community_id: Option<CommunityId>,
     /// service.name of all, or of each workload its own.
@@ -103,6 +105,19 @@ pub enum Profile {
     Semconv,
     /// The argument names of the NetFlowTCPEnd event, as Tracee spells them.
     Tracee,
+}
+
+impl Profile {
+    /// Every profile.
+    pub const ALL: [Self; 2] = [Self::Semconv, Self::Tracee];
+
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Semconv => "semconv",
+            Self::Tracee => "tracee",
+        }
+    }
 }
 
 /// Queue, batches, retry.
@@ -212,12 +227,7 @@ impl Settings {
             ids_key: raw.ids.key,
             peer_cidrs: cidrs("spans.peer_cidrs", &raw.spans.peer_cidrs, origin)?,
             sampling_ratio: ratio("sampling.ratio", raw.sampling.ratio, origin)?,
-            profile: one_of(
-                "attributes.profile",
-                &raw.attributes.profile,
-                &[("semconv", Profile::Semconv), ("tracee", Profile::Tracee)],
-                origin,
-            )?,
+            mapping: Arc::new(mapping(&raw.attributes, origin)?),
             community_id: community_id(&raw.attributes, origin)?,
             service_name: non_empty(raw.resource.service_name),
             resource_attributes: raw.resource.attributes,
@@ -322,6 +332,14 @@ pub(super) fn duration(key: &str, text: &str, origin: Origin<'_>) -> Result<Dura
             )
         },
     )
+}
+
+fn mapping(attributes: &RawAttributes, origin: Origin<'_>) -> Result<Mapping, ConfigError> {
+    let RawAttributes { profile, omit, rename, add, .. } = attributes;
+    let choices = Profile::ALL.map(|profile| (profile.as_str(), profile));
+    let profile = one_of("attributes.profile", profile, &choices, origin)?;
+    Mapping::with(profile, Changes { omit, rename, add })
+        .map_err(|error| bad(&format!("attributes.{}", error.place), origin, error.problem))
 }
 
 fn community_id(

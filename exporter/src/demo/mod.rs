@@ -9,6 +9,7 @@ mod verdict;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::cgroup;
 use crate::config::{NameSettings, Output, Profile, Protocol, ScopeKind, Settings};
+use crate::encode::Mapping;
 use crate::run::Sidecar;
 use crate::targets::Pattern;
 
@@ -90,7 +92,7 @@ fn for_demo(
 ) -> anyhow::Result<Settings> {
     settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
     settings.outputs = vec![Output::Otlp];
-    settings.profile = Profile::Semconv;
+    settings.mapping = Arc::new(Mapping::new(Profile::Semconv));
     settings.sampling_ratio = 1.0;
     settings.names = NameSettings {
         enabled: true,

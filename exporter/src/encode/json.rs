@@ -1,18 +1,22 @@
 //! JSON lines.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value as Json, json};
 
-use super::attributes::{Value, attributes, body, severity_is_warning};
-use crate::config::Profile;
+use super::attributes::{Value, severity_is_warning};
+use super::body::body;
+use super::mapping::Mapping;
+use super::trace_state::trace_state;
 use crate::flow::Direction;
 use crate::record::{Record, RecordKind, SPAN_NAME};
 
 /// The record as one JSON object, without the newline.
-pub fn json_line(record: &Record, profile: Profile) -> String {
+pub fn json_line(record: &Record, mapping: &Mapping) -> String {
     let mut flat = Map::new();
-    attributes(record, profile, |key, value| {
-        flat.insert(key.into(), to_json(value));
+    mapping.attributes(record, |name, value| {
+        flat.insert(name.as_str().into(), to_json(value));
     });
     let resource: Map<String, Json> = record
         .workload
@@ -43,14 +47,18 @@ fn span(record: &Record) -> Json {
         Direction::Incoming => "SERVER",
         Direction::Unknown => "INTERNAL",
     };
-    json!({
+    let mut span = json!({
         "name": SPAN_NAME,
         "kind": kind,
         "parent_span_id": record.parent_span_id.map(|id| id.to_string()),
         "start": rfc3339(record.start_unix_ns),
         "end": rfc3339(record.end_unix_ns),
         "status": if severity_is_warning(record) { "ERROR" } else { "UNSET" },
-    })
+    });
+    if let Some(state) = trace_state(record.sampling) {
+        span["trace_state"] = Json::from(state);
+    }
+    span
 }
 
 /// UTC with all nine digits of the nanoseconds.
@@ -61,7 +69,8 @@ fn rfc3339(unix_ns: u64) -> String {
 
 fn to_json(value: Value<'_>) -> Json {
     match value {
-        Value::Str(text) => Json::from(text.into_owned()),
+        Value::Str(text) => Json::from(text),
+        Value::Ip(addr) => Json::from(IpAddr::from(addr).to_string()),
         Value::Int(n) => Json::from(n),
         Value::Double(n) => Json::from(n),
         Value::Bool(b) => Json::from(b),

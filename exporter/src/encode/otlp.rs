@@ -1,5 +1,8 @@
-//! OTLP: the SDK's log record and span, which opentelemetry-otlp puts on the wire.
+//! OTLP by way of the SDK: its log record and span. The direct encoding ([`wire`](super::wire)) must say the
+//! same; the tests compare the two, and the bench their cost.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity};
@@ -8,14 +11,17 @@ use opentelemetry::{Array, InstrumentationScope, KeyValue, SpanId, StringValue, 
 use opentelemetry_sdk::logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::attributes::{Value, attributes, body, severity_is_warning};
-use crate::config::Profile;
+use super::attributes::{Value, severity_is_warning};
+use super::body::body;
+use super::mapping::Mapping;
+use super::trace_state::trace_state;
+use super::{SCOPE_NAME, SCOPE_VERSION, TRACE_FLAGS};
 use crate::flow::Direction;
 use crate::record::{Record, SPAN_NAME};
 
 /// The instrumentation scope: flowend itself.
 pub fn scope() -> InstrumentationScope {
-    InstrumentationScope::builder("flowend").with_version(env!("CARGO_PKG_VERSION")).build()
+    InstrumentationScope::builder(SCOPE_NAME).with_version(SCOPE_VERSION).build()
 }
 
 /// Makes log records. The SDK creates them only through a logger, so it keeps one that has no
@@ -23,17 +29,17 @@ pub fn scope() -> InstrumentationScope {
 #[derive(Debug)]
 pub struct LogEncoder {
     logger: SdkLogger,
-    profile: Profile,
+    mapping: Arc<Mapping>,
     /// flowend's instrumentation scope.
     pub scope: InstrumentationScope,
 }
 
 impl LogEncoder {
-    /// For one profile of attribute names.
-    pub fn new(profile: Profile) -> Self {
+    /// For these names of attributes.
+    pub fn new(mapping: Arc<Mapping>) -> Self {
         let scope = scope();
         let logger = SdkLoggerProvider::builder().build().logger_with_scope(scope.clone());
-        Self { logger, profile, scope }
+        Self { logger, mapping, scope }
     }
 
     /// The log record of a record.
@@ -50,24 +56,27 @@ impl LogEncoder {
             log.set_severity_text("INFO");
         }
         log.set_body(AnyValue::from(body(record)));
-        log.set_trace_context(record.ids.trace_id, record.ids.span_id, Some(TraceFlags::SAMPLED));
-        attributes(record, self.profile, |key, value| log.add_attribute(key, to_any(value)));
+        log.set_trace_context(record.ids.trace_id, record.ids.span_id, Some(flags()));
+        self.mapping
+            .attributes(record, |name, value| log.add_attribute(name.clone(), to_any(value)));
         log
     }
 }
 
 /// The span of a connection, from the record of its end.
-pub fn span(record: &Record, profile: Profile, scope: &InstrumentationScope) -> SpanData {
+pub fn span(record: &Record, mapping: &Mapping, scope: &InstrumentationScope) -> SpanData {
     let mut values = Vec::with_capacity(32);
-    attributes(record, profile, |key, value| values.push(KeyValue::new(key, to_value(value))));
+    mapping.attributes(record, |name, value| {
+        values.push(KeyValue::new(name.clone(), to_value(value)));
+    });
     let parent = record.parent_span_id;
     SpanData {
         span_context: SpanContext::new(
             record.ids.trace_id,
             record.ids.span_id,
-            TraceFlags::SAMPLED,
+            flags(),
             false,
-            TraceState::NONE,
+            state(record),
         ),
         parent_span_id: parent.unwrap_or(SpanId::INVALID),
         parent_span_is_remote: parent.is_some(),
@@ -91,13 +100,22 @@ pub fn span(record: &Record, profile: Profile, scope: &InstrumentationScope) -> 
     }
 }
 
+const fn flags() -> TraceFlags {
+    TraceFlags::new(TRACE_FLAGS)
+}
+
+fn state(record: &Record) -> TraceState {
+    trace_state(record.sampling).and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
 fn time(unix_ns: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(unix_ns)
 }
 
 fn to_any(value: Value<'_>) -> AnyValue {
     match value {
-        Value::Str(text) => AnyValue::from(text.into_owned()),
+        Value::Str(text) => AnyValue::from(text.to_owned()),
+        Value::Ip(addr) => AnyValue::from(IpAddr::from(addr).to_string()),
         Value::Int(n) => AnyValue::Int(n),
         Value::Double(n) => AnyValue::Double(n),
         Value::Bool(b) => AnyValue::Boolean(b),
@@ -109,7 +127,8 @@ fn to_any(value: Value<'_>) -> AnyValue {
 
 fn to_value(value: Value<'_>) -> opentelemetry::Value {
     match value {
-        Value::Str(text) => opentelemetry::Value::from(text.into_owned()),
+        Value::Str(text) => opentelemetry::Value::from(text.to_owned()),
+        Value::Ip(addr) => opentelemetry::Value::from(IpAddr::from(addr).to_string()),
         Value::Int(n) => opentelemetry::Value::I64(n),
         Value::Double(n) => opentelemetry::Value::F64(n),
         Value::Bool(b) => opentelemetry::Value::Bool(b),

@@ -13,6 +13,7 @@ use crate::enrich::{Process, Workload};
 use crate::flow::{ConnectionEnd, Counters, Direction, Endpoint, Reason, Rtt, Side};
 use crate::ids::ConnectionIds;
 use crate::record::{Record, RecordKind};
+use crate::sample::Kept;
 
 /// An outgoing connection that was looked up by name, as it stood after 61 s; its peer ended it.
 fn record(kind: RecordKind) -> Record {
@@ -56,18 +57,18 @@ fn record(kind: RecordKind) -> Record {
             client_span_id: None,
         },
         parent_span_id: None,
-        workload: Arc::new(Workload {
-            service_name: "api".into(),
-            cgroup_path: None,
-            resource: opentelemetry_sdk::Resource::builder_empty().with_service_name("api").build(),
-        }),
+        workload: Arc::new(Workload::with_resource(
+            "api".into(),
+            None,
+            opentelemetry_sdk::Resource::builder_empty().with_service_name("api").build(),
+        )),
         process: Some(Process { pid: 77, executable: Some("curl".into()) }),
         local_names: Vec::new(),
         remote_names: vec!["db.test".into(), "db.cdn.test".into()],
         local_ptr: None,
         remote_ptr: None,
         community_id: None,
-        sampling_probability: 0.5,
+        sampling: Kept { probability: 0.5, threshold: Some(1 << 55) },
         start_unix_ns: 1_700_000_000_000_000_000,
         end_unix_ns: 1_700_000_061_000_000_000,
     }
@@ -75,7 +76,8 @@ fn record(kind: RecordKind) -> Record {
 
 /// Each attribute as `key = value`, in order.
 fn shown(record: &Record, profile: Profile) -> Vec<String> {
-    let line: serde_json::Value = serde_json::from_str(&json_line(record, profile)).unwrap();
+    let line: serde_json::Value =
+        serde_json::from_str(&json_line(record, &Mapping::new(profile))).unwrap();
     let attributes = line["attributes"].as_object().unwrap();
     attributes.iter().map(|(key, value)| format!("{key} = {value}")).collect()
 }
@@ -249,7 +251,8 @@ fn text_lines_stand_under_the_heading() {
 fn only_an_end_has_a_span_in_its_json() {
     for kind in RecordKind::ALL {
         let line: serde_json::Value =
-            serde_json::from_str(&json_line(&record(kind), Profile::Semconv)).unwrap();
+            serde_json::from_str(&json_line(&record(kind), &Mapping::new(Profile::Semconv)))
+                .unwrap();
         assert_eq!(line["event_name"], kind.event_name());
         assert_eq!(line["timestamp"], "2023-11-14T22:14:21.000000000Z");
         assert_eq!(line["trace_id"], "0000000000000000000000000000000a");
@@ -262,7 +265,7 @@ fn only_an_end_has_a_span_in_its_json() {
 
 #[test]
 fn log_records_carry_kind_time_and_span() {
-    let encoder = LogEncoder::new(Profile::Semconv);
+    let encoder = LogEncoder::new(Arc::new(Mapping::new(Profile::Semconv)));
     for kind in RecordKind::ALL {
         let record = record(kind);
         let log = encoder.encode(&record);
@@ -286,7 +289,7 @@ fn log_records_carry_kind_time_and_span() {
 
 #[test]
 fn a_ptr_name_stands_apart_from_the_domains_in_each_kind_and_profile() {
-    for profile in [Profile::Semconv, Profile::Tracee] {
+    for profile in Profile::ALL {
         for kind in RecordKind::ALL {
             let plain = record(kind);
             let with = Record {
@@ -311,8 +314,8 @@ fn a_ptr_name_stands_apart_from_the_domains_in_each_kind_and_profile() {
             assert_eq!(ptrs.len(), 2, "{kind:?}");
             assert_eq!(rest, shown(&plain, profile), "all else as without: {kind:?}");
             assert_eq!(text_line(&with, &TimeZone::UTC), text_line(&plain, &TimeZone::UTC));
-            let log = LogEncoder::new(profile).encode(&with);
-            let span = span(&with, profile, &scope());
+            let log = LogEncoder::new(Arc::new(Mapping::new(profile))).encode(&with);
+            let span = span(&with, &Mapping::new(profile), &scope());
             for (key, want) in keys.into_iter().zip(["own.rev.test", "peer.rev.test"]) {
                 let told = log.attributes_iter().find(|(k, _)| k.as_str() == key);
                 assert_eq!(told.map(|(_, value)| value), Some(&AnyValue::from(want)));
@@ -344,10 +347,10 @@ fn a_community_id_is_told_in_each_kind_and_output() {
         assert!(shown(&with, Profile::Semconv).contains(&line), "{kind:?}");
         assert!(text_line(&with, &TimeZone::UTC).ends_with(&format!(" curl[77] {ID}")));
         let key = "flowend.community_id";
-        let log = LogEncoder::new(Profile::Tracee).encode(&with);
+        let log = LogEncoder::new(Arc::new(Mapping::new(Profile::Tracee))).encode(&with);
         let told = log.attributes_iter().find(|(k, _)| k.as_str() == key);
         assert_eq!(told.map(|(_, value)| value), Some(&AnyValue::from(ID)));
-        let span = span(&with, Profile::Semconv, &scope());
+        let span = span(&with, &Mapping::new(Profile::Semconv), &scope());
         let told = span.attributes.iter().find(|kv| kv.key.as_str() == key);
         assert_eq!(told.map(|kv| kv.value.as_str().into_owned()), Some(ID.to_owned()));
     }

@@ -1,6 +1,6 @@
 //! Readable lines, one for each record.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -70,16 +70,58 @@ fn named(names: &[Arc<str>], endpoint: Endpoint) -> String {
 }
 
 /// Three or four significant digits with a unit: 12us, 3.4ms, 1.25s, 12m03s.
-#[allow(clippy::cast_precision_loss)]
 pub(super) fn duration(ns: u64) -> String {
-    let us = ns as f64 / 1e3;
-    match us {
-        _ if us < 1e3 => format!("{us:.0}us"),
-        _ if us < 1e6 => format!("{:.1}ms", us / 1e3),
-        _ if us < 60e6 => format!("{:.2}s", us / 1e6),
-        _ if us < 3600e6 => format!("{}m{:02}s", ns / 60_000_000_000, ns / 1_000_000_000 % 60),
-        _ => format!("{}h{:02}m", ns / 3_600_000_000_000, ns / 60_000_000_000 % 60),
+    let mut text = String::new();
+    let _ = write_duration(ns, &mut text);
+    text
+}
+
+/// Writes a duration as [`duration`] does. In whole numbers: formatting a float takes longer than the rest
+/// of a record's body.
+pub(super) fn write_duration(ns: u64, out: &mut impl fmt::Write) -> fmt::Result {
+    let mut digits = itoa::Buffer::new();
+    let mut number = |n: u64, out: &mut _| fmt::Write::write_str(out, digits.format(n));
+    let rounded = |unit: u64| (ns + unit / 2) / unit;
+    let seconds = ns / 1_000_000_000;
+    match ns {
+        0..1_000_000 => {
+            number(rounded(1_000), out)?;
+            out.write_str("us")
+        }
+        1_000_000..1_000_000_000 => {
+            let tenths = rounded(100_000);
+            number(tenths / 10, out)?;
+            out.write_char('.')?;
+            number(tenths % 10, out)?;
+            out.write_str("ms")
+        }
+        1_000_000_000..60_000_000_000 => {
+            let hundredths = rounded(10_000_000);
+            number(hundredths / 100, out)?;
+            out.write_char('.')?;
+            two_digits(hundredths % 100, out)?;
+            out.write_char('s')
+        }
+        60_000_000_000..3_600_000_000_000 => {
+            number(seconds / 60, out)?;
+            out.write_char('m')?;
+            two_digits(seconds % 60, out)?;
+            out.write_char('s')
+        }
+        _ => {
+            number(seconds / 3600, out)?;
+            out.write_char('h')?;
+            two_digits(seconds / 60 % 60, out)?;
+            out.write_char('m')
+        }
     }
+}
+
+fn two_digits(n: u64, out: &mut impl fmt::Write) -> fmt::Result {
+    if n < 10 {
+        out.write_char('0')?;
+    }
+    out.write_str(itoa::Buffer::new().format(n))
 }
 
 /// Bytes with a decimal unit from 10,000 on, so that small counts are exact.
@@ -107,10 +149,22 @@ mod tests {
         for (ns, want) in [
             (0, "0us"),
             (999_000, "999us"),
+            (999_499, "999us"),
+            (999_500, "1000us"),
+            (1_000_000, "1.0ms"),
             (1_500_000, "1.5ms"),
+            (1_549_999, "1.5ms"),
+            (1_550_000, "1.6ms"),
+            (999_960_000, "1000.0ms"),
+            (1_000_000_000, "1.00s"),
             (1_250_000_000, "1.25s"),
+            (7_045_000_000, "7.05s"),
+            (59_999_000_000, "60.00s"),
+            (60_000_000_000, "1m00s"),
             (723_000_000_000, "12m03s"),
+            (3_600_000_000_000, "1h00m"),
             (7_380_000_000_000, "2h03m"),
+            (u64::MAX, "5124095h34m"),
         ] {
             assert_eq!(duration(ns), want);
         }

@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hashlink::LruCache;
 use opentelemetry::KeyValue;
+use opentelemetry_proto::tonic::resource::v1 as proto;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
+use prost::Message as _;
 
 use super::Process;
 use crate::cgroup::{self, Paths};
@@ -25,8 +29,10 @@ pub struct Workload {
     pub service_name: String,
     /// Path of the cgroup below the mount, "/" for the root; absent when it could not be found out.
     pub cgroup_path: Option<String>,
-    /// As OTLP takes it.
+    /// Its attributes.
     pub resource: Resource,
+    /// The resource as an encoded OTLP message of type Resource: once, and not with each request.
+    pub wire: Bytes,
 }
 
 /// What of the configuration shapes a resource.
@@ -150,7 +156,19 @@ impl Workload {
         let resource = Resource::builder_empty()
             .with_attributes(attributes.into_iter().map(|(k, v)| KeyValue::new(k, v)))
             .build();
-        Self { service_name, cgroup_path: path.map(str::to_owned), resource }
+        Self::with_resource(service_name, path.map(str::to_owned), resource)
+    }
+
+    /// A workload with a resource that is already made.
+    pub fn with_resource(
+        service_name: String,
+        cgroup_path: Option<String>,
+        resource: Resource,
+    ) -> Self {
+        let ResourceAttributesWithSchema { attributes, .. } = (&resource).into();
+        let message = proto::Resource { attributes: attributes.0, ..proto::Resource::default() };
+        let wire = message.encode_to_vec().into();
+        Self { service_name, cgroup_path, resource, wire }
     }
 }
 

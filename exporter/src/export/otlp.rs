@@ -19,8 +19,8 @@ use tracing::{info, warn};
 
 use super::Queue;
 use super::transport::{OwnHttpClient, OwnSockets, channel};
-use crate::config::{Compression, Export, Profile, Protocol, Receiver};
-use crate::encode::{self, LogEncoder};
+use crate::config::{Compression, Export, Protocol, Receiver};
+use crate::encode::{self, LogEncoder, Mapping};
 use crate::enrich::Workload;
 use crate::ledger::DropCause;
 use crate::record::Record;
@@ -56,10 +56,10 @@ pub fn spawn(
     queue: Arc<Queue<Arc<Record>>>,
     receiver: &Receiver,
     export: Export,
-    profile: Profile,
+    mapping: &Arc<Mapping>,
     own: OwnSockets,
 ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
-    let (client, last_error) = Client::build(signal, receiver, profile, own)
+    let (client, last_error) = Client::build(signal, receiver, mapping, own)
         .map_err(|error| anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint))?;
     let task = ExportTask {
         signal,
@@ -209,7 +209,7 @@ fn by_workload(batch: &[Arc<Record>]) -> Vec<(&Workload, Vec<Arc<Record>>)> {
 /// opentelemetry-otlp's exporter of one signal.
 enum Client {
     Logs(LogExporter, LogEncoder),
-    Traces(SpanExporter, Profile, InstrumentationScope),
+    Traces(SpanExporter, Arc<Mapping>, InstrumentationScope),
 }
 
 type LastError = Arc<Mutex<Option<String>>>;
@@ -218,7 +218,7 @@ impl Client {
     fn build(
         signal: Signal,
         receiver: &Receiver,
-        profile: Profile,
+        mapping: &Arc<Mapping>,
         own: OwnSockets,
     ) -> Result<(Self, LastError), Box<dyn std::error::Error + Send + Sync>> {
         let compression = receiver.compression.map(|c| match c {
@@ -262,8 +262,10 @@ impl Client {
             };
         }
         let client = match signal {
-            Signal::Logs => Self::Logs(build!(LogExporter), LogEncoder::new(profile)),
-            Signal::Traces => Self::Traces(build!(SpanExporter), profile, encode::scope()),
+            Signal::Logs => Self::Logs(build!(LogExporter), LogEncoder::new(Arc::clone(mapping))),
+            Signal::Traces => {
+                Self::Traces(build!(SpanExporter), Arc::clone(mapping), encode::scope())
+            }
         };
         Ok((client, last_error))
     }
@@ -277,9 +279,9 @@ impl Client {
                 let with_scope: Vec<_> = logs.iter().map(|log| (log, &encoder.scope)).collect();
                 exporter.export(LogBatch::new(&with_scope)).await
             }
-            Self::Traces(exporter, profile, scope) => {
+            Self::Traces(exporter, mapping, scope) => {
                 exporter.set_resource(resource);
-                let spans = records.iter().map(|r| encode::span(r, *profile, scope)).collect();
+                let spans = records.iter().map(|r| encode::span(r, mapping, scope)).collect();
                 exporter.export(spans).await
             }
         }

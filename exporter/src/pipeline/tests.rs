@@ -186,7 +186,7 @@ async fn sampling_keeps_or_drops_a_whole_connection() {
         let got: Vec<_> = connection.iter().map(|r| (r.end.cookie, r.kind)).collect();
         let want = RecordKind::ALL.map(|kind| (connection[0].end.cookie, kind));
         assert_eq!(got, want);
-        assert!(connection.iter().all(|r| (r.sampling_probability - 0.5).abs() < f64::EPSILON));
+        assert!(connection.iter().all(|r| (r.sampling.probability - 0.5).abs() < f64::EPSILON));
     }
     let [begins, progresses, ends] = counts(&stages);
     assert_eq!((begins, progresses), (progresses, ends));

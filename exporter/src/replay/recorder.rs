@@ -52,7 +52,7 @@ impl Recorder {
         let ledger = self.ledger.of(RecordKind::End);
         ledger.seen.add(1);
         let ids = self.ids.of(&end);
-        let Some(sampling_probability) = self.sampler.keep(ids.trace_id, end.reason) else {
+        let Some(sampling) = self.sampler.keep(ids.trace_id, end.reason) else {
             ledger.sampled_out.add(1);
             return None;
         };
@@ -70,7 +70,7 @@ impl Recorder {
             // A capture may be of another network and another time.
             local_ptr: None,
             remote_ptr: None,
-            sampling_probability,
+            sampling,
             start_unix_ns: end.start_ns,
             end_unix_ns: end.end_ns,
             end,
@@ -89,5 +89,5 @@ fn workload(settings: &Settings) -> Workload {
     let resource = Resource::builder_empty()
         .with_attributes(attributes.into_iter().map(|(k, v)| KeyValue::new(k, v)))
         .build();
-    Workload { service_name, cgroup_path: None, resource }
+    Workload::with_resource(service_name, None, resource)
 }

@@ -1,0 +1,167 @@
+//! Attributes: the same KeyValue messages in a log record and in a span, but for the field's number.
+
+use std::sync::Arc;
+
+use super::address::Address;
+use super::buffer::{Buffer, field_len, varint_len};
+use crate::encode::Value;
+use crate::export::Signal;
+
+// Tags: field number and wire type in one byte.
+const KEY: u8 = 0x0a;
+const VALUE: u8 = 0x12;
+/// AnyValue.string_value.
+pub(super) const ANY_STRING: u8 = 0x0a;
+const ANY_BOOL: u8 = 0x10;
+const ANY_INT: u8 = 0x18;
+const ANY_DOUBLE: u8 = 0x21;
+const ANY_ARRAY: u8 = 0x2a;
+const ARRAY_VALUE: u8 = 0x0a;
+
+/// Of the field `attributes`: 6 in LogRecord, 9 in Span.
+const fn tag(signal: Signal) -> u8 {
+    match signal {
+        Signal::Logs => 0x32,
+        Signal::Traces => 0x4a,
+    }
+}
+
+const PREFIX_BLOCK: usize = 48;
+
+/// Lengths below it take one byte.
+const ONE_BYTE: usize = 0x80;
+
+/// The constant part of an attribute: from its tag to the length of its value, both lengths still open.
+#[derive(Debug)]
+pub(super) struct Prefix {
+    name: Box<str>,
+    block: [u8; PREFIX_BLOCK],
+    /// 0: the name is too long for the block.
+    len: usize,
+}
+
+impl Prefix {
+    pub(super) fn of(name: &str) -> Self {
+        let mut buffer = Buffer::default();
+        buffer.put(&[tag(Signal::Logs), 0]);
+        buffer.field(KEY, name.as_bytes());
+        buffer.put(&[VALUE, 0]);
+        let (mut block, mut len) = ([0; PREFIX_BLOCK], 0);
+        if let Some(part) = block.get_mut(..buffer.len()) {
+            part.copy_from_slice(buffer.written());
+            len = buffer.len();
+        }
+        Self { name: name.into(), block, len }
+    }
+}
+
+/// The attributes of a record, encoded with the tag of a log record.
+#[derive(Debug, Default)]
+pub(super) struct Attributes {
+    block: Buffer,
+    /// Where each attribute begins.
+    starts: Vec<u32>,
+}
+
+impl Attributes {
+    pub(super) fn clear(&mut self) {
+        self.block.clear();
+        self.starts.clear();
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Appends them as the fields of a log record or of a span.
+    pub(super) fn append_to(&self, bytes: &mut Vec<u8>, signal: Signal) {
+        let base = bytes.len();
+        bytes.extend_from_slice(self.block.written());
+        if signal == Signal::Traces {
+            let copy = &mut bytes[base..];
+            for start in &self.starts {
+                copy[*start as usize] = tag(signal);
+            }
+        }
+    }
+
+    /// Adds one. `known`: addresses whose text is at hand.
+    #[inline]
+    pub(super) fn put(&mut self, prefix: &Prefix, value: Value<'_>, known: [&Address; 2]) {
+        match value {
+            Value::Str(text) => self.string(prefix, text),
+            Value::Int(n) => self.int(prefix, n),
+            Value::Ip(addr) => match known.iter().find(|address| address.addr() == addr) {
+                Some(address) => self.address(prefix, address),
+                None => self.address(prefix, &Address::of(addr)),
+            },
+            Value::Bool(truth) => {
+                self.head(prefix, 2);
+                self.block.put(&[ANY_BOOL, truth.into()]);
+            }
+            Value::Double(n) => {
+                self.head(prefix, 9);
+                self.block.fixed64(ANY_DOUBLE, n.to_bits());
+            }
+            Value::List(items) => self.list(prefix, items),
+        }
+    }
+
+    /// All of a KeyValue up to its value, which takes `value_len` bytes.
+    #[inline]
+    fn head(&mut self, prefix: &Prefix, value_len: usize) {
+        let at = self.block.len();
+        self.starts.push(at as u32);
+        let message = (prefix.len + value_len).wrapping_sub(2);
+        if prefix.len == 0 || message >= ONE_BYTE {
+            return self.long_head(prefix, value_len);
+        }
+        self.block.block(&prefix.block, prefix.len);
+        self.block.set(at + 1, message as u8);
+        self.block.set(at + prefix.len - 1, value_len as u8);
+    }
+
+    #[cold]
+    fn long_head(&mut self, prefix: &Prefix, value_len: usize) {
+        self.block.byte(tag(Signal::Logs));
+        self.block.varint((field_len(prefix.name.len()) + field_len(value_len)) as u64);
+        self.block.field(KEY, prefix.name.as_bytes());
+        self.block.byte(VALUE);
+        self.block.varint(value_len as u64);
+    }
+
+    #[inline(never)]
+    fn string(&mut self, prefix: &Prefix, text: &str) {
+        self.head(prefix, field_len(text.len()));
+        self.block.field(ANY_STRING, text.as_bytes());
+    }
+
+    #[inline(never)]
+    fn int(&mut self, prefix: &Prefix, n: i64) {
+        // A negative number is one of 64 bits.
+        let n = n as u64;
+        self.head(prefix, 1 + varint_len(n as usize));
+        self.block.byte(ANY_INT);
+        self.block.varint(n);
+    }
+
+    #[inline(never)]
+    fn address(&mut self, prefix: &Prefix, address: &Address) {
+        let (block, len) = address.any_value();
+        self.head(prefix, len);
+        self.block.block(block, len);
+    }
+
+    #[inline(never)]
+    fn list(&mut self, prefix: &Prefix, items: &[Arc<str>]) {
+        let array: usize = items.iter().map(|item| field_len(field_len(item.len()))).sum();
+        self.head(prefix, field_len(array));
+        self.block.byte(ANY_ARRAY);
+        self.block.varint(array as u64);
+        for item in items {
+            self.block.byte(ARRAY_VALUE);
+            self.block.varint(field_len(item.len()) as u64);
+            self.block.field(ANY_STRING, item.as_bytes());
+        }
+    }
+}

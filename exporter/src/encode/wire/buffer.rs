@@ -1,0 +1,153 @@
+//! Bytes that grow, and protobuf's ways to write a number (protobuf.dev, "Encoding").
+
+use std::fmt;
+
+/// The longest varint.
+const VARINT_MAX: usize = 10;
+
+/// Bytes to write to. What was allocated stays, zeroed or written before, so that a block of constant size
+/// is copied without a call and then counts only as far as it means something.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Buffer {
+    /// Forgets what was written.
+    pub(super) const fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// How much was written.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What was written.
+    pub(super) fn written(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Changes a byte that was written.
+    pub(super) fn set(&mut self, at: usize, byte: u8) {
+        self.bytes[at] = byte;
+    }
+
+    /// The next `n` bytes, to be written.
+    fn next(&mut self, n: usize) -> &mut [u8] {
+        if self.bytes.len() - self.len < n {
+            self.grow(n);
+        }
+        &mut self.bytes[self.len..self.len + n]
+    }
+
+    #[cold]
+    fn grow(&mut self, n: usize) {
+        self.bytes.resize((self.len + n).next_power_of_two().max(1024), 0);
+    }
+
+    pub(super) fn byte(&mut self, byte: u8) {
+        self.next(1)[0] = byte;
+        self.len += 1;
+    }
+
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.next(bytes.len()).copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// The first `len` bytes of a block: all of it is copied, which is faster.
+    pub(super) fn block<const N: usize>(&mut self, block: &[u8; N], len: usize) {
+        debug_assert!(len <= N);
+        self.next(N).copy_from_slice(block);
+        self.len += len;
+    }
+
+    pub(super) fn varint(&mut self, n: u64) {
+        if n < 0x80 {
+            return self.byte(n as u8);
+        }
+        let mut block = [0; VARINT_MAX];
+        let mut len = 0;
+        let mut rest = n;
+        while rest >= 0x80 {
+            block[len] = rest as u8 | 0x80;
+            rest >>= 7;
+            len += 1;
+        }
+        block[len] = rest as u8;
+        self.block(&block, len + 1);
+    }
+
+    /// A field of wire type LEN that is at hand: tag, length, bytes.
+    pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
+        self.byte(tag);
+        self.varint(bytes.len() as u64);
+        self.put(bytes);
+    }
+
+    /// A field of wire type I64.
+    pub(super) fn fixed64(&mut self, tag: u8, n: u64) {
+        let [a, b, c, d, e, f, g, h] = n.to_le_bytes();
+        self.put(&[tag, a, b, c, d, e, f, g, h]);
+    }
+}
+
+impl fmt::Write for Buffer {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.put(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// How many bytes a varint takes.
+pub(super) const fn varint_len(n: usize) -> usize {
+    // 7 bits in each byte, and one byte at least.
+    ((usize::BITS - (n | 1).leading_zeros()) as usize).div_ceil(7)
+}
+
+/// How many bytes a field of wire type LEN takes whose tag is one byte.
+pub(super) const fn field_len(len: usize) -> usize {
+    1 + varint_len(len) + len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varints_are_those_of_prost_and_of_the_length_that_was_told() {
+        let edges = (0..64).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]);
+        for n in edges.chain([u64::MAX]) {
+            let mut buffer = Buffer::default();
+            buffer.varint(n);
+            let mut want = Vec::new();
+            prost::encoding::encode_varint(n, &mut want);
+            assert_eq!(buffer.written(), want, "{n}");
+            assert_eq!(varint_len(n as usize), want.len(), "{n}");
+        }
+    }
+
+    #[test]
+    fn a_block_counts_as_far_as_it_means_something() {
+        let mut buffer = Buffer::default();
+        buffer.block(&[1; 48], 3);
+        buffer.put(&[2, 2]);
+        assert_eq!(buffer.written(), [1, 1, 1, 2, 2]);
+        buffer.clear();
+        buffer.block(&[3; 48], 0);
+        assert!(buffer.written().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_makes_room() {
+        let mut buffer = Buffer::default();
+        let long = vec![7; 5000];
+        buffer.byte(1);
+        buffer.put(&long);
+        buffer.byte(2);
+        assert_eq!(buffer.len(), 5002);
+        assert_eq!(buffer.written()[1..5001], long);
+    }
+}
