@@ -276,7 +276,7 @@ impl Outputs {
                 let queue = Queue::new(settings.export.queue(), Arc::clone(&ledger));
                 let live = Arc::new(Live::new(client, settings.export.clone()));
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));
-                let spool = spool.map(|spool| Spooled::new(spool, ledger));
+                let spool = spool.map(|(spool, lost)| Spooled::new(spool, lost, ledger));
                 if let Some(spool) = &spool {
                     let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
                     tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live));
@@ -349,7 +349,7 @@ fn open_spool(
     settings: Option<&SpoolSettings>,
     destination: &str,
     signal: Signal,
-) -> anyhow::Result<Option<Spool>> {
+) -> anyhow::Result<Option<(Spool, [u64; 3])>> {
     let Some(settings) = settings else { return Ok(None) };
     let folder = settings.directory.join(destination).join(signal.as_str());
     let (spool, recovered) = Spool::open(&folder, settings.max_bytes).with_context(|| {
@@ -358,8 +358,18 @@ fn open_spool(
             folder.display()
         )
     })?;
-    for damage in &recovered.damage {
-        warn!("{damage}");
+    let mut lost = [0; 3];
+    for damage in recovered.cut.iter().chain(&recovered.lost) {
+        warn!("{damage}; they are counted as dropped{{spool_damaged}}");
+        for (lost, n) in lost.iter_mut().zip(damage.records) {
+            *lost += n;
+        }
+    }
+    for damage in &recovered.unsettled {
+        warn!("{damage}; what they tell to be done is sent again");
+    }
+    for foreign in &recovered.foreign {
+        warn!("{foreign}");
     }
     if recovered.frames > 0 {
         info!(
@@ -368,5 +378,5 @@ fn open_spool(
             recovered.records.iter().sum::<u64>()
         );
     }
-    Ok(Some(spool))
+    Ok(Some((spool, lost)))
 }

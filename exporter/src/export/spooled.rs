@@ -1,6 +1,6 @@
 //! The spool beside the exporter: file operations in blocking threads, and the ledger kept in step.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,18 +25,18 @@ pub(super) type Unspooled = FrameId;
 pub(super) struct Spooled {
     spool: Mutex<Spool>,
     ledger: Arc<OutputLedger>,
-    /// Frames in it that are not handed out.
-    waiting: AtomicU64,
+    /// Whether there is anything in it that is not handed out.
+    waiting: AtomicBool,
     filled: Notify,
     /// Counts settlements, so that who waits for room is told of each.
     settled: watch::Sender<u64>,
 }
 
 impl Spooled {
-    /// Around a spool that was opened; what it holds is taken into the ledger.
-    pub(super) fn new(spool: Spool, ledger: Arc<OutputLedger>) -> Arc<Self> {
-        ledger.recover(spool.waiting());
-        let waiting = AtomicU64::new(spool.frames());
+    /// Around a spool that was opened; what it holds is taken into the ledger, and what was lost of it.
+    pub(super) fn new(spool: Spool, lost: [u64; 3], ledger: Arc<OutputLedger>) -> Arc<Self> {
+        ledger.recover(spool.waiting(), lost);
+        let waiting = AtomicBool::new(has_waiting(&spool));
         Arc::new(Self {
             spool: Mutex::new(spool),
             ledger,
@@ -48,7 +48,7 @@ impl Spooled {
 
     /// Whether there is anything to be handed out.
     pub(super) fn has_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
+        self.waiting.load(Ordering::Acquire)
     }
 
     /// Waits until something was added.
@@ -65,7 +65,8 @@ impl Spooled {
             let next = loop {
                 match spool.next() {
                     Ok(next) => break next,
-                    Err(SpoolError::Damaged { counts, .. }) if counts != KindCounts::default() => {
+                    Err(error @ SpoolError::Damaged { counts, .. }) => {
+                        warn!("{}: {error}", this.ledger);
                         this.ledger.lose_spooled(counts);
                     }
                     Err(error) => {
@@ -121,7 +122,7 @@ impl Spooled {
     }
 
     fn recount(&self, spool: &Spool) {
-        self.waiting.store(spool.frames(), Ordering::Release);
+        self.waiting.store(has_waiting(spool), Ordering::Release);
     }
 
     /// Does something with the files, on a thread that may wait for the disk.
@@ -140,6 +141,10 @@ impl Spooled {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
+}
+
+fn has_waiting(spool: &Spool) -> bool {
+    spool.waiting().iter().any(|n| *n > 0)
 }
 
 /// Moves the oldest records from the queue to the spool while more than half of the queue is in use, until

@@ -135,12 +135,13 @@ impl OutputLedger {
         self.lock().iter().map(|kind| kind.dropped(cause)).sum()
     }
 
-    /// An earlier run left these in the spool.
-    pub(crate) fn recover(&self, counts: KindCounts) {
-        self.each(counts, |kind, n| {
-            kind.recovered += n;
-            kind.spooled += n;
-        });
+    /// An earlier run left these in the spool, and these others, which cannot be read.
+    pub(crate) fn recover(&self, left: [u64; KINDS], lost: [u64; KINDS]) {
+        for (kind, (left, lost)) in self.lock().iter_mut().zip(left.into_iter().zip(lost)) {
+            kind.recovered += left + lost;
+            kind.spooled += left;
+            kind.dropped[DropCause::SpoolDamaged as usize] += lost;
+        }
     }
 
     /// One went into the queue.

@@ -47,12 +47,12 @@ fn an_output_accounts_for_what_is_seen_while_it_is_there() {
     end.seen.add(10);
     end.sampled_out.add(4);
     let output = OutputLedger::new("second", "traces", EventSet::ENDS, &ledger);
-    output.recover([0, 0, 3]);
+    output.recover([0, 0, 3], [0, 0, 2]);
     let line = || Line::all(&ledger, &output).map(|line| line.to_string()).collect::<Vec<_>>();
     assert_eq!(
         line(),
-        ["second.traces: seen 0 + recovered 3 = exported 0 + sampled_out 0 + filtered{self} 0 + \
-          in_flight 3"]
+        ["second.traces: seen 0 + recovered 5 = exported 0 + sampled_out 0 + filtered{self} 0 + \
+          dropped{spool_damaged} 2 + in_flight 3"]
     );
     end.seen.add(2);
     end.sampled_out.add(1);
@@ -61,8 +61,8 @@ fn an_output_accounts_for_what_is_seen_while_it_is_there() {
     end.seen.add(100);
     assert_eq!(
         line(),
-        ["second.traces: seen 2 + recovered 3 = exported 0 + sampled_out 1 + filtered{self} 0 + \
-          in_flight 4"]
+        ["second.traces: seen 2 + recovered 5 = exported 0 + sampled_out 1 + filtered{self} 0 + \
+          dropped{spool_damaged} 2 + in_flight 4"]
     );
 }
 
