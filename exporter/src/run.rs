@@ -401,10 +401,14 @@ pub(crate) fn start_outputs(
             Output::Json => StreamFormat::Json(settings.profile),
             Output::Otlp => {
                 // A span is the whole connection: it is sent at its end.
-                for (signal, receiver, events) in [
-                    (Signal::Logs, &settings.receivers.logs, settings.events),
-                    (Signal::Traces, &settings.receivers.traces, EventSet::ENDS),
-                ] {
+                let signals = settings.destinations.iter().flat_map(|one| {
+                    [
+                        (Signal::Logs, one.logs.as_ref(), settings.events),
+                        (Signal::Traces, one.traces.as_ref(), EventSet::ENDS),
+                    ]
+                });
+                for (signal, receiver, events) in signals {
+                    let Some(receiver) = receiver else { continue };
                     let (queue, ledger) = queue(signal.output(), events);
                     let task = export::spawn_otlp(
                         signal,

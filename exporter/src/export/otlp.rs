@@ -1,25 +1,25 @@
-//! OTLP export of one signal: a task that empties its queue into opentelemetry-otlp's exporter.
+//! OTLP export of one signal: a task that empties its queue into a client.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use opentelemetry::InstrumentationScope;
-use opentelemetry_otlp::{
-    LogExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
-};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::logs::tonic::group_logs_by_resource_and_scope;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::logs::{LogBatch, LogExporter as _};
-use opentelemetry_sdk::trace::SpanExporter as _;
+use opentelemetry_sdk::logs::LogBatch;
+use prost::Message as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
-use tonic::service::Interceptor;
 use tracing::{info, warn};
 
+use super::transport::{Answer, Client, OwnSockets};
 use super::Queue;
-use super::transport::{OwnHttpClient, OwnSockets, channel};
-use crate::config::{Compression, Export, Profile, Protocol, Receiver};
+use crate::config::{Export, Profile, Receiver};
 use crate::encode::{self, LogEncoder};
 use crate::enrich::Workload;
 use crate::ledger::DropCause;
@@ -59,13 +59,16 @@ pub fn spawn(
     profile: Profile,
     own: OwnSockets,
 ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
-    let (client, last_error) = Client::build(signal, receiver, profile, own)
-        .map_err(|error| anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint))?;
+    let client = Client::new(signal, receiver, own)?;
+    let encoder = match signal {
+        Signal::Logs => Encoder::Logs(LogEncoder::new(profile)),
+        Signal::Traces => Encoder::Traces(profile, encode::scope()),
+    };
     let task = ExportTask {
         signal,
         queue,
         client,
-        last_error,
+        encoder,
         endpoint: receiver.endpoint.to_string(),
         export,
         failing_since: None,
@@ -78,7 +81,7 @@ struct ExportTask {
     signal: Signal,
     queue: Arc<Queue<Arc<Record>>>,
     client: Client,
-    last_error: Arc<Mutex<Option<String>>>,
+    encoder: Encoder,
     endpoint: String,
     export: Export,
     failing_since: Option<Instant>,
@@ -106,29 +109,32 @@ impl ExportTask {
     ) -> Result<(), DropCause> {
         let start = Instant::now();
         let mut pause = self.export.retry_initial;
+        let body = self.encoder.encode(&workload.resource, records);
         loop {
-            let Err(error) = self.client.export(&workload.resource, records).await else {
-                self.recovered();
-                return Ok(());
+            let (after, why) = match self.client.send(body.clone()).await {
+                Answer::Taken { rejected, message } => {
+                    self.recovered();
+                    if rejected > 0 || !message.is_empty() {
+                        warn!("{}: {rejected} records rejected: {message}", self.signal.output());
+                    }
+                    return Ok(());
+                }
+                Answer::Again { after, why } => (after, why),
+                Answer::TooLarge { why } | Answer::Refused { why } => {
+                    self.complain(&format!("{why}; {} records refused for good", records.len()));
+                    return Err(DropCause::Refused);
+                }
             };
-            let detail = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let error = match detail {
-                Some(detail) => format!("{error}: {detail}"),
-                None => error.to_string(),
-            };
-            if is_final(&error) {
-                self.complain(&format!("{error}; {} records refused for good", records.len()));
-                return Err(DropCause::Refused);
-            }
-            if start.elapsed() + pause > self.export.retry_for {
+            let wait = after.unwrap_or_else(|| jittered(pause));
+            if start.elapsed() + wait > self.export.retry_for {
                 self.complain(&format!(
-                    "{error}; {} records given up after export.retry_for",
+                    "{why}; {} records given up after export.retry_for",
                     records.len()
                 ));
                 return Err(DropCause::RetryExhausted);
             }
-            self.complain(&format!("{error}; flowend goes on and tries again"));
-            tokio::time::sleep(jittered(pause)).await;
+            self.complain(&format!("{why}; flowend goes on and tries again"));
+            tokio::time::sleep(wait).await;
             pause = (pause * 2).min(self.export.retry_max);
         }
     }
@@ -162,36 +168,6 @@ fn jittered(pause: Duration) -> Duration {
     pause / 2 + (pause / 2).mul_f64(f64::from(nanos % 1000) / 1000.0)
 }
 
-/// Whether a receiver said no for good, by the OTLP specification: any gRPC code or HTTP status
-/// that is not among the retryable ones. No answer at all is retryable.
-///
-/// opentelemetry-otlp gives its errors as text only; the words are those of 0.33 and pinned by tests
-/// against a real receiver.
-fn is_final(error: &str) -> bool {
-    const RETRYABLE_GRPC: [&str; 8] = [
-        "Cancelled",
-        "DeadlineExceeded",
-        "Aborted",
-        "OutOfRange",
-        "Unavailable",
-        "DataLoss",
-        "ResourceExhausted",
-        "Unknown",
-    ];
-    const RETRYABLE_HTTP: [&str; 4] = ["429", "502", "503", "504"];
-    let word_after = |marker: &str| {
-        let rest = &error[error.find(marker)? + marker.len()..];
-        Some(rest.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default())
-    };
-    if let Some(code) = word_after("gRPC code: ") {
-        return !RETRYABLE_GRPC.contains(&code);
-    }
-    if let Some(status) = word_after("status code: ") {
-        return !RETRYABLE_HTTP.contains(&status);
-    }
-    false
-}
-
 /// Groups a batch by workload, each in the order of the batch: each workload is a resource.
 fn by_workload(batch: &[Arc<Record>]) -> Vec<(&Workload, Vec<Arc<Record>>)> {
     let mut groups: Vec<(&Workload, Vec<Arc<Record>>)> = Vec::new();
@@ -206,146 +182,37 @@ fn by_workload(batch: &[Arc<Record>]) -> Vec<(&Workload, Vec<Arc<Record>>)> {
     groups
 }
 
-/// opentelemetry-otlp's exporter of one signal.
-enum Client {
-    Logs(LogExporter, LogEncoder),
-    Traces(SpanExporter, Profile, InstrumentationScope),
+/// Makes request bodies of records, by way of the SDK's types.
+enum Encoder {
+    Logs(LogEncoder),
+    Traces(Profile, InstrumentationScope),
 }
 
-type LastError = Arc<Mutex<Option<String>>>;
-
-impl Client {
-    fn build(
-        signal: Signal,
-        receiver: &Receiver,
-        profile: Profile,
-        own: OwnSockets,
-    ) -> Result<(Self, LastError), Box<dyn std::error::Error + Send + Sync>> {
-        let compression = receiver.compression.map(|c| match c {
-            Compression::Gzip => opentelemetry_otlp::Compression::Gzip,
-            Compression::Zstd => opentelemetry_otlp::Compression::Zstd,
-        });
-        // Retries are ours: flowend counts what becomes of each record.
-        let no_retry = opentelemetry_otlp::RetryPolicy::disabled();
-        let mut last_error = LastError::default();
-        macro_rules! build {
-            ($exporter:ident) => {
-                match receiver.protocol {
-                    Protocol::Grpc => {
-                        let mut builder = $exporter::builder()
-                            .with_tonic()
-                            .with_channel(channel(receiver, own)?)
-                            .with_timeout(receiver.timeout)
-                            .with_retry_policy(no_retry)
-                            .with_interceptor(Headers::new(receiver));
-                        if let Some(compression) = compression {
-                            builder = builder.with_compression(compression);
-                        }
-                        builder.build()?
-                    }
-                    Protocol::Http => {
-                        let client = OwnHttpClient::new(receiver, own)?;
-                        last_error = Arc::clone(&client.last_error);
-                        let mut builder = $exporter::builder()
-                            .with_http()
-                            .with_http_client(client)
-                            .with_endpoint(receiver.endpoint.to_string())
-                            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                            .with_timeout(receiver.timeout)
-                            .with_retry_policy(no_retry);
-                        if let Some(compression) = compression {
-                            builder = builder.with_compression(compression);
-                        }
-                        builder.build()?
-                    }
-                }
-            };
-        }
-        let client = match signal {
-            Signal::Logs => Self::Logs(build!(LogExporter), LogEncoder::new(profile)),
-            Signal::Traces => Self::Traces(build!(SpanExporter), profile, encode::scope()),
-        };
-        Ok((client, last_error))
-    }
-
-    /// Sends the records of one workload in one request.
-    async fn export(&mut self, resource: &Resource, records: &[Arc<Record>]) -> OTelSdkResult {
-        match self {
-            Self::Logs(exporter, encoder) => {
-                exporter.set_resource(resource);
+impl Encoder {
+    /// The request with the records of one workload.
+    fn encode(&self, resource: &Resource, records: &[Arc<Record>]) -> Bytes {
+        let resource = ResourceAttributesWithSchema::from(resource);
+        let body = match self {
+            Self::Logs(encoder) => {
                 let logs: Vec<_> = records.iter().map(|r| encoder.encode(r)).collect();
                 let with_scope: Vec<_> = logs.iter().map(|log| (log, &encoder.scope)).collect();
-                exporter.export(LogBatch::new(&with_scope)).await
+                let batch = LogBatch::new(&with_scope);
+                let resource_logs = group_logs_by_resource_and_scope(&batch, &resource);
+                ExportLogsServiceRequest { resource_logs }.encode_to_vec()
             }
-            Self::Traces(exporter, profile, scope) => {
-                exporter.set_resource(resource);
+            Self::Traces(profile, scope) => {
                 let spans = records.iter().map(|r| encode::span(r, *profile, scope)).collect();
-                exporter.export(spans).await
+                let resource_spans = group_spans_by_resource_and_scope(spans, &resource);
+                ExportTraceServiceRequest { resource_spans }.encode_to_vec()
             }
-        }
-    }
-}
-
-/// Puts the configured headers on each gRPC request. They replace what opentelemetry-otlp reads from
-/// the environment by itself: the layers of the configuration have decided already.
-#[derive(Clone)]
-struct Headers(MetadataMap);
-
-impl Headers {
-    fn new(receiver: &Receiver) -> Self {
-        Self(MetadataMap::from_headers(receiver.headers.iter().cloned().collect()))
-    }
-}
-
-impl Interceptor for Headers {
-    fn call(
-        &mut self,
-        mut request: tonic::Request<()>,
-    ) -> Result<tonic::Request<()>, tonic::Status> {
-        *request.metadata_mut() = self.0.clone();
-        Ok(request)
+        };
+        body.into()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_the_specification_calls_final_is_final() {
-        for (error, want) in [
-            ("TonicLogsClient export failed with gRPC code: Unavailable: tcp connect error", false),
-            ("x export failed with gRPC code: ResourceExhausted", false),
-            ("x export failed with gRPC code: InvalidArgument", true),
-            ("x export failed with gRPC code: Unauthenticated", true),
-            ("x export failed with gRPC code: Unimplemented", true),
-            ("HTTP export failed with status code: 503", false),
-            ("HTTP export failed with status code: 429", false),
-            ("HTTP export failed with status code: 400", true),
-            ("HTTP export failed with status code: 404", true),
-            ("HTTP export failed: network error", false),
-        ] {
-            assert_eq!(is_final(error), want, "{error}");
-        }
-    }
-
-    #[test]
-    fn the_configured_headers_replace_all_others() {
-        let receiver = Receiver {
-            endpoint: http::Uri::from_static("http://localhost:4317"),
-            protocol: Protocol::Grpc,
-            compression: None,
-            timeout: Duration::from_secs(1),
-            headers: vec![("x-tenant".parse().unwrap(), "a".parse().unwrap())],
-        };
-        let mut request = tonic::Request::new(());
-        request.metadata_mut().insert("x-tenant", "from the environment".parse().unwrap());
-        request.metadata_mut().insert("other", "from the environment".parse().unwrap());
-        let request = Headers::new(&receiver).call(request).unwrap();
-        let got: Vec<_> = request.metadata().clone().into_headers().into_iter().collect();
-        assert_eq!(got.len(), 1);
-        assert_eq!(got[0].1, "a");
-    }
 
     #[test]
     fn jitter_stays_between_half_and_whole() {
