@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use crate::cgroup;
-use crate::config::{Layered, Output};
+use crate::config::{Destination, Layered};
 use crate::diag;
 use crate::enrich::is_in_initial_pid_namespace;
 use crate::probe::{LoadOptions, PROGRAMS, Probe, Role};
@@ -72,13 +72,12 @@ fn outputs(layered: &Layered) -> String {
     for output in &layered.settings.outputs {
         let _ = write!(words, " {}", output.as_str());
     }
-    if layered.settings.outputs.contains(&Output::Otlp) {
-        let receivers = &layered.settings.receivers;
-        let _ = write!(
-            words,
-            "; logs to {}, traces to {}",
-            receivers.logs.endpoint, receivers.traces.endpoint
-        );
+    for Destination { name, logs, traces } in &layered.settings.destinations {
+        for (signal, receiver) in [("logs", logs), ("traces", traces)] {
+            if let Some(receiver) = receiver {
+                let _ = write!(words, "; {name}: {signal} to {}", receiver.endpoint);
+            }
+        }
     }
     words
 }

@@ -6,30 +6,41 @@ use figment::value::Value;
 
 use super::ConfigError;
 use super::layers::{Layer, Schema, is_in_free_table, nest};
-use super::settings::Settings;
 
 const PREFIX: &str = "FLOWEND_";
 
-/// Variables of the OpenTelemetry specification that flowend does not take yet: said, not ignored.
-const NOT_TAKEN: [&str; 4] = [
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-    "OTEL_EXPORTER_OTLP_INSECURE",
+/// The settings of the specification's exporter variables, with their keys.
+const STANDARD: [(&str, &str); 9] = [
+    ("ENDPOINT", "endpoint"),
+    ("PROTOCOL", "protocol"),
+    ("COMPRESSION", "compression"),
+    ("TIMEOUT", "timeout"),
+    ("HEADERS", "headers"),
+    ("INSECURE", "insecure"),
+    ("CERTIFICATE", "ca_file"),
+    ("CLIENT_CERTIFICATE", "client_certificate_file"),
+    ("CLIENT_KEY", "client_key_file"),
+];
+
+/// The tables that they set, by what stands in their names.
+const SIGNALS: [(&str, &str); 4] = [
+    ("", "otlp"),
+    ("LOGS_", "otlp.logs"),
+    ("TRACES_", "otlp.traces"),
+    ("METRICS_", "otlp.metrics"),
 ];
 
 /// The layers of the standard variables, each its own, so that each value knows its variable.
 /// An empty variable is as good as none (OpenTelemetry specification, environment variables).
 pub(super) fn standard(
     env: &BTreeMap<String, String>,
-    warnings: &mut Vec<String>,
 ) -> Result<Vec<Layer>, ConfigError> {
     let mut layers = Vec::new();
-    for (signal, table) in [("", "otlp"), ("LOGS_", "otlp.logs"), ("TRACES_", "otlp.traces")] {
-        for setting in ["ENDPOINT", "PROTOCOL", "COMPRESSION", "TIMEOUT", "HEADERS"] {
+    for (signal, table) in SIGNALS {
+        for (setting, key) in STANDARD {
             let name = format!("OTEL_EXPORTER_OTLP_{signal}{setting}");
             let Some(text) = env.get(&name).filter(|v| !v.is_empty()) else { continue };
-            let key = format!("{table}.{}", setting.to_ascii_lowercase());
+            let key = format!("{table}.{key}");
             let origin = format!("variable {name}");
             match setting {
                 "HEADERS" => {
@@ -45,6 +56,11 @@ pub(super) fn standard(
                         problem: format!("`{text}` is no whole number of milliseconds"),
                     })?;
                     layers.push(Layer { origin, dict: nest(&key, Value::from(format!("{ms}ms"))) });
+                }
+                // The specification takes a boolean in any case.
+                "INSECURE" => {
+                    let text = text.trim().to_ascii_lowercase();
+                    layers.push(Layer { origin, dict: nest(&key, Value::from(text)) });
                 }
                 _ => layers.push(Layer { origin, dict: nest(&key, Value::from(text.as_str())) }),
             }
@@ -64,37 +80,7 @@ pub(super) fn standard(
             });
         }
     }
-    for name in NOT_TAKEN {
-        if env.get(name).is_some_and(|v| !v.is_empty()) {
-            warnings.push(format!("variable {name} is set, but flowend does not support it; unset it, or end TLS in front of the receiver"));
-        }
-    }
     Ok(layers)
-}
-
-/// opentelemetry-otlp reads the compression from the environment by itself where it is told none.
-pub(super) fn warn_of_compression(
-    env: &BTreeMap<String, String>,
-    settings: &Settings,
-    warnings: &mut Vec<String>,
-) {
-    for (signal, receiver) in
-        [("LOGS", &settings.receivers.logs), ("TRACES", &settings.receivers.traces)]
-    {
-        let names = [
-            format!("OTEL_EXPORTER_OTLP_{signal}_COMPRESSION"),
-            "OTEL_EXPORTER_OTLP_COMPRESSION".into(),
-        ];
-        let set =
-            names.iter().find(|name| env.get(*name).is_some_and(|v| !v.is_empty() && v != "none"));
-        if let Some(name) = set
-            && receiver.compression.is_none()
-        {
-            warnings.push(format!(
-                "variable {name} compresses although the configuration says \"none\"; unset it"
-            ));
-        }
-    }
 }
 
 /// `key=value,key=value` with percent-encoding (W3C Baggage, as the specification demands).

@@ -1,5 +1,6 @@
 //! Reads the layers, checks each against the default file, and merges them with figment.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,19 +8,44 @@ use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::raw::RawSettings;
-use super::settings::Settings;
+use super::settings::{Output, Settings};
 use super::{ConfigError, DEFAULT, env};
 
 /// Keys whose values are tables of the user's own keys.
-pub(super) const FREE_TABLES: [&str; 7] = [
+const FREE_TABLES: [&str; 8] = [
     "attributes.add",
     "attributes.rename",
     "dns.resolver_cgroups",
     "otlp.headers",
     "otlp.logs.headers",
+    "otlp.metrics.headers",
     "otlp.traces.headers",
     "resource.attributes",
 ];
+
+/// Tables of tables that the user names, each with the keys of another table.
+const DESTINATIONS: &str = "destinations";
+const TEMPLATE: &str = "otlp";
+
+/// The key of the default file that says what `key` may be: `otlp.timeout` for `destinations.x.timeout`.
+pub(super) fn template(key: &str) -> Cow<'_, str> {
+    let in_destination = |key: &str| {
+        let (_, key) = key.strip_prefix(DESTINATIONS)?.strip_prefix('.')?.split_once('.')?;
+        Some(format!("{TEMPLATE}.{key}"))
+    };
+    in_destination(key).map_or(Cow::Borrowed(key), Cow::Owned)
+}
+
+/// The table of the user's own keys that `key` is in, and its name there, which may hold dots.
+pub(super) fn free_table(key: &str) -> Option<(&str, &str)> {
+    let template = template(key);
+    FREE_TABLES.iter().find_map(|table| {
+        let rest = template.strip_prefix(table)?.strip_prefix('.')?;
+        // The name is at the end of both.
+        let (table, rest) = key.split_at(key.len() - rest.len());
+        Some((table.trim_end_matches('.'), rest))
+    })
+}
 
 /// Where configuration comes from, so that tests need no process environment.
 #[derive(Clone, Debug, Default)]
@@ -67,12 +93,11 @@ impl Provider for Layer {
 pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let default = Layer { origin: "default".into(), dict: parse_toml("default", DEFAULT)? };
     let schema = Schema::of(&default.dict);
-    let mut warnings = Vec::new();
     let mut layers = Vec::new();
     if let Some(path) = &sources.file {
         layers.push(read_file(path)?);
     }
-    layers.extend(env::standard(&sources.env, &mut warnings)?);
+    layers.extend(env::standard(&sources.env)?);
     layers.extend(env::own(&sources.env, &schema)?);
     for given in &sources.set {
         layers.push(parse_set(given, &schema)?);
@@ -80,6 +105,7 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let mut figment = Figment::from(default);
     let mut origins = BTreeMap::new();
     for mut layer in layers {
+        insecure_as_text(&mut layer.dict);
         schema.check(&layer)?;
         lower_case_headers(&mut layer.dict);
         let mut leaves = Vec::new();
@@ -90,7 +116,7 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let raw: RawSettings =
         figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
     let settings = Settings::resolve(raw, &|key| origin_of(&origins, key))?;
-    env::warn_of_compression(&sources.env, &settings, &mut warnings);
+    let warnings = unused_destinations(&origins, &settings);
     Ok(Layered { figment, origins, settings, warnings })
 }
 
@@ -107,6 +133,32 @@ impl Layered {
                 (key, value, origin)
             })
             .collect()
+    }
+}
+
+/// Destinations are for the output "otlp" alone.
+fn unused_destinations(origins: &BTreeMap<String, String>, settings: &Settings) -> Vec<String> {
+    if settings.outputs.contains(&Output::Otlp) {
+        return Vec::new();
+    }
+    let endpoint = |key: &&String| key.ends_with(".endpoint") && template(key) != **key;
+    let given = origins.keys().find(endpoint);
+    given
+        .map(|key| {
+            format!("{}: key `{key}` is not used: `outputs` is without \"otlp\"", origins[key])
+        })
+        .into_iter()
+        .collect()
+}
+
+/// `insecure` may be left open, so it is text; but who writes true means "true".
+fn insecure_as_text(dict: &mut Dict) {
+    for (name, value) in dict {
+        match value {
+            Value::Dict(_, inner) => insecure_as_text(inner),
+            Value::Bool(_, is) if name == "insecure" => *value = Value::from(is.to_string()),
+            _ => {}
+        }
     }
 }
 
@@ -154,10 +206,7 @@ fn parse_set(given: &str, schema: &Schema) -> Result<Layer, ConfigError> {
 
 /// `a.b.c` and a value as nested tables. A key below a free table is taken whole: it may hold dots.
 pub(super) fn nest(key: &str, value: Value) -> Dict {
-    let free = FREE_TABLES
-        .iter()
-        .find_map(|table| key.strip_prefix(table)?.strip_prefix('.').map(|rest| (*table, rest)));
-    let (path, last) = match free {
+    let (path, last) = match free_table(key) {
         Some((table, rest)) => (table.split('.').collect(), rest),
         None => {
             let mut path: Vec<&str> = key.split('.').collect();
@@ -197,13 +246,13 @@ impl Schema {
 
     /// The default of a key.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
-        self.leaves.get(key)
+        self.leaves.get(template(key).as_ref())
     }
 
     /// A value from a variable or from --set: TOML, or else a string. Where the key takes a string
     /// the text is not interpreted; where it takes a list, plain text is split at commas.
     pub(super) fn parse_value(&self, key: &str, text: &str) -> Value {
-        let default = self.leaves.get(key);
+        let default = self.get(key);
         if matches!(default, Some(Value::String(..))) || is_in_free_table(key) {
             let quoted = toml::from_str::<Dict>(&format!("v = {text}"))
                 .ok()
@@ -230,7 +279,7 @@ impl Schema {
     fn check_dict(&self, prefix: &str, dict: &Dict, origin: &str) -> Result<(), ConfigError> {
         for (name, value) in dict {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            if let Some(default) = self.leaves.get(&key) {
+            if let Some(default) = self.get(&key) {
                 check_type(&key, default, value, origin)?;
             } else if is_in_free_table(&key) {
                 check_type(&key, &Value::from("text"), value, origin)?;
@@ -250,19 +299,34 @@ impl Schema {
     }
 
     fn is_table(&self, key: &str) -> bool {
+        let is_destination = |name: &str| !name.contains('.');
+        if key == DESTINATIONS
+            || key.strip_prefix("destinations.").is_some_and(is_destination)
+        {
+            return true;
+        }
+        let key = template(key);
         let prefix = format!("{key}.");
-        FREE_TABLES.contains(&key) || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
+        FREE_TABLES.contains(&key.as_ref()) || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
     }
 
     fn unknown(&self, key: &str, origin: &str) -> ConfigError {
+        let like = template(key);
         let nearest = self
             .leaves
             .keys()
-            .map(|known| (strsim::damerau_levenshtein(key, known), known))
+            .map(|known| (strsim::damerau_levenshtein(&like, known), known))
             .min()
             .filter(|(distance, _)| *distance <= 3);
         let remedy = match nearest {
-            Some((_, known)) => format!("did you mean `{known}`?"),
+            // In its own destination, that is.
+            Some((_, known)) => match known.strip_prefix(TEMPLATE) {
+                Some(rest) if like != key => {
+                    let table = key.split('.').take(2).collect::<Vec<_>>().join(".");
+                    format!("did you mean `{table}{rest}`?")
+                }
+                _ => format!("did you mean `{known}`?"),
+            },
             None => "`flowend print-config` lists all keys".into(),
         };
         ConfigError::UnknownKey { origin: origin.into(), key: key.into(), remedy }
@@ -270,9 +334,7 @@ impl Schema {
 }
 
 pub(super) fn is_in_free_table(key: &str) -> bool {
-    FREE_TABLES
-        .iter()
-        .any(|table| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+    free_table(key).is_some()
 }
 
 fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result<(), ConfigError> {

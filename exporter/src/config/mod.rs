@@ -4,6 +4,7 @@
 //! `OTEL_*` variables, `FLOWEND_*`, `--set`. Every error names the file, variable or option, the key
 //! and the remedy.
 
+mod destinations;
 mod env;
 mod layers;
 mod names;
@@ -15,7 +16,10 @@ mod settings;
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
 pub use print::print;
-pub use receiver::{Compression, Protocol, Receiver, SignalReceivers};
+pub(crate) use receiver::header;
+pub use receiver::{
+    ClientFiles, Compression, Destination, NamedFile, Protocol, Receiver, TlsFiles,
+};
 pub use settings::{Export, Output, Profile, Settings};
 
 /// The commented default configuration, which is also the lowest layer.

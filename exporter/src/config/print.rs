@@ -5,10 +5,11 @@ use std::fmt::Write;
 use figment::value::{Num, Value};
 
 use super::Layered;
-use super::layers::FREE_TABLES;
+use super::layers::{free_table, template};
 
 /// Keys whose values are secrets, by prefix.
-const SECRET_TABLES: [&str; 3] = ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers."];
+const SECRET_TABLES: [&str; 4] =
+    ["otlp.headers.", "otlp.logs.headers.", "otlp.traces.headers.", "otlp.metrics.headers."];
 
 /// The configuration as dotted TOML, a line for each key; secrets redacted.
 pub fn print(layered: &Layered) -> String {
@@ -37,7 +38,7 @@ pub fn print(layered: &Layered) -> String {
 
 /// The default id key is public; one that somebody set is not.
 fn is_secret(key: &str, origin: &str) -> bool {
-    SECRET_TABLES.iter().any(|table| key.starts_with(table))
+    SECRET_TABLES.iter().any(|table| template(key).starts_with(table))
         || (key == "ids.key" && origin != "default")
 }
 
@@ -53,10 +54,8 @@ pub(super) fn without_password(url: &str) -> String {
 
 /// Keys below a free table may hold dots: they are quoted.
 fn quote_key(key: &str) -> String {
-    for table in FREE_TABLES {
-        if let Some(rest) = key.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) {
-            return format!("{table}.{}", toml::Value::from(rest));
-        }
+    if let Some((table, rest)) = free_table(key) {
+        return format!("{table}.{}", toml::Value::from(rest));
     }
     key.to_owned()
 }

@@ -13,6 +13,8 @@ pub(super) struct RawSettings {
     pub(super) progress: RawProgress,
     pub(super) log: RawLog,
     pub(super) otlp: RawOtlp,
+    #[serde(default)]
+    pub(super) destinations: BTreeMap<String, RawOtlp>,
     pub(super) export: RawExport,
     pub(super) ring: RawRing,
     pub(super) flows: RawFlows,
@@ -45,25 +47,39 @@ pub(super) struct RawLog {
     pub(super) level: String,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `[otlp]`, and each of `[destinations]`, where every key may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawOtlp {
     pub(super) endpoint: String,
     pub(super) protocol: String,
     pub(super) compression: String,
     pub(super) timeout: String,
+    pub(super) insecure: String,
+    pub(super) ca_file: String,
+    pub(super) client_certificate_file: String,
+    pub(super) client_key_file: String,
+    pub(super) headers_file: String,
     pub(super) headers: BTreeMap<String, String>,
+    /// None: left out, which is not the same as none of them.
+    pub(super) signals: Option<Vec<String>>,
     pub(super) logs: RawSignal,
     pub(super) traces: RawSignal,
+    pub(super) metrics: RawSignal,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawSignal {
     pub(super) endpoint: String,
     pub(super) protocol: String,
     pub(super) compression: String,
     pub(super) timeout: String,
+    pub(super) insecure: String,
+    pub(super) ca_file: String,
+    pub(super) client_certificate_file: String,
+    pub(super) client_key_file: String,
+    pub(super) headers_file: String,
     pub(super) headers: BTreeMap<String, String>,
 }
 

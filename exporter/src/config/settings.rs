@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
+use super::destinations::{any_endpoint, destinations, metrics};
 use super::names::{self, NameSettings};
 use super::raw::{RawAttributes, RawSettings};
-use super::receiver::{SignalReceivers, receiver};
+use super::receiver::{Destination, Receiver};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::encode::{Changes, Mapping};
@@ -34,8 +35,10 @@ pub struct Settings {
     pub progress_interval: Duration,
     /// The program's own messages.
     pub log_level: LevelFilter,
-    /// The OTLP receiver of each signal.
-    pub receivers: SignalReceivers,
+    /// Where OTLP goes, "otlp" first. Empty: the output "otlp" is off.
+    pub destinations: Vec<Destination>,
+    /// Where flowend's own metrics go, if they are sent.
+    pub metrics_receiver: Receiver,
     /// Queue, batches, retry.
     pub export: Export,
     /// Size of the BPF ring buffer, bytes.
@@ -145,13 +148,16 @@ pub struct Export {
 
 impl Settings {
     pub(super) fn resolve(raw: RawSettings, origin: Origin<'_>) -> Result<Self, ConfigError> {
-        let endpoint_given =
-            [&raw.otlp.endpoint, &raw.otlp.logs.endpoint, &raw.otlp.traces.endpoint]
-                .iter()
-                .any(|e| !e.is_empty());
+        let endpoint_given = any_endpoint(&raw.otlp, &raw.destinations);
+        let outputs = outputs(&raw.outputs, endpoint_given, origin)?;
+        // Also where they are not used: a mistake in them is one.
+        let mut destinations = destinations(&raw.otlp, &raw.destinations, origin)?;
+        if !outputs.contains(&Output::Otlp) {
+            destinations.clear();
+        }
         Ok(Self {
             targets: targets(&raw.targets, origin)?,
-            outputs: outputs(&raw.outputs, endpoint_given, origin)?,
+            outputs,
             events: events(&raw.events, origin)?,
             progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,
             log_level: one_of(
@@ -166,10 +172,8 @@ impl Settings {
                 ],
                 origin,
             )?,
-            receivers: SignalReceivers {
-                logs: receiver(&raw.otlp, &raw.otlp.logs, "otlp.logs", "/v1/logs", origin)?,
-                traces: receiver(&raw.otlp, &raw.otlp.traces, "otlp.traces", "/v1/traces", origin)?,
-            },
+            destinations,
+            metrics_receiver: metrics(&raw.otlp, origin)?,
             export: Export {
                 queue_records: count(
                     "export.queue_records",

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::*;
 use crate::record::EventSet;
 
+mod destinations;
+
 #[derive(Default)]
 struct Given<'a> {
     file: Option<&'a str>,
@@ -26,6 +28,13 @@ fn load_given(given: &Given<'_>) -> Result<Layered, String> {
         env: given.env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
     };
     load(&sources).map_err(|e| e.to_string().replace(&path.display().to_string(), "FILE"))
+}
+
+/// The receivers of logs and traces of `[otlp]`, which all tests leave on.
+fn otlp(settings: &Settings) -> (&Receiver, &Receiver) {
+    let first = &settings.destinations[0];
+    assert_eq!(&*first.name, "otlp");
+    (first.logs.as_ref().unwrap(), first.traces.as_ref().unwrap())
 }
 
 #[test]
@@ -53,7 +62,7 @@ fn each_layer_wins_over_the_one_before() {
         (Given { set: &["otlp.endpoint=http://a:1", set], ..Given::default() }, "http://set:4317/"),
     ] {
         let settings = load_given(&given).unwrap().settings;
-        assert_eq!(settings.receivers.logs.endpoint.to_string(), want);
+        assert_eq!(otlp(&settings).0.endpoint.to_string(), want);
         assert_eq!(settings.outputs, [Output::Otlp], "an endpoint makes OTLP the output");
         let ratio = if given.file.is_some() { 0.1 } else { 1.0 };
         assert!((settings.sampling_ratio - ratio).abs() < f64::EPSILON);
@@ -78,7 +87,7 @@ fn the_standard_variables_are_understood() {
     })
     .unwrap()
     .settings;
-    let (logs, traces) = (&settings.receivers.logs, &settings.receivers.traces);
+    let (logs, traces) = otlp(&settings);
     assert_eq!(logs.endpoint, "http://all:4318/v1/logs");
     assert_eq!(traces.endpoint, "https://traces:9/custom/path");
     assert_eq!((logs.protocol, traces.protocol), (Protocol::Http, Protocol::Http));
@@ -116,7 +125,9 @@ fn the_protocol_follows_from_the_endpoint_unless_given() {
             "http://c:4318/",
         ),
     ] {
-        let logs = load_given(&Given { set, ..Given::default() }).unwrap().settings.receivers.logs;
+        let set = &[&["outputs=otlp"], set].concat();
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        let logs = otlp(&settings).0;
         assert_eq!(
             (logs.protocol, logs.endpoint.to_string().as_str()),
             (protocol, endpoint),
@@ -153,7 +164,7 @@ fn values_are_toml_or_else_strings() {
     );
     assert_eq!(settings.outputs, [Output::Json, Output::Text]);
     assert_eq!(settings.service_name.as_deref(), Some("quoted"));
-    assert_eq!(settings.receivers.logs.headers[0].0, "a.b");
+    assert_eq!(settings.metrics_receiver.headers[0].0, "a.b");
 }
 
 #[test]
@@ -256,7 +267,7 @@ fn each_mistake_names_its_place_and_the_remedy() {
             &["variable FLOWEND_OTLP__PORT: unknown key `otlp.port`"],
         ),
         (
-            env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]),
+            env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]),
             &[
                 "variable OTEL_EXPORTER_OTLP_ENDPOINT: key `otlp.endpoint`",
                 "must begin with http://",
@@ -385,27 +396,4 @@ fn print_config_says_where_and_hides_secrets() {
     assert!(text.contains("ids.key = \"flowend\""), "{text}");
     // What is printed is TOML.
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
-}
-
-#[test]
-fn a_compression_that_cannot_be_switched_off_is_said() {
-    let env =
-        &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"), ("FLOWEND_OTLP__LOGS__COMPRESSION", "none")];
-    let layered = load_given(&Given { env, ..Given::default() }).unwrap();
-    assert_eq!(layered.warnings.len(), 1);
-    assert!(
-        layered.warnings[0].contains("OTEL_EXPORTER_OTLP_COMPRESSION"),
-        "{:?}",
-        layered.warnings
-    );
-    let layered = load_given(&Given { env: &env[..1], ..Given::default() }).unwrap();
-    assert!(layered.warnings.is_empty());
-}
-
-#[test]
-fn a_variable_that_is_not_supported_is_said() {
-    let env = &[("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")];
-    let layered = load_given(&Given { env, ..Given::default() }).unwrap();
-    assert_eq!(layered.warnings.len(), 1);
-    assert!(layered.warnings[0].contains("OTEL_EXPORTER_OTLP_CERTIFICATE"));
 }

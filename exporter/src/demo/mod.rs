@@ -18,7 +18,9 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use crate::cgroup;
-use crate::config::{NameSettings, Output, Profile, Protocol, ScopeKind, Settings};
+use crate::config::{
+    self, Destination, NameSettings, Output, Profile, Protocol, ScopeKind, Settings, TlsFiles,
+};
 use crate::encode::Mapping;
 use crate::run::Sidecar;
 use crate::targets::Pattern;
@@ -110,11 +112,17 @@ fn for_demo(
     settings.export.interval = Duration::from_millis(50);
     settings.export.queue_records = 1024;
     settings.shutdown_timeout = PATIENCE;
-    for signal in [&mut settings.receivers.logs, &mut settings.receivers.traces] {
-        signal.endpoint = receiver.endpoint().parse()?;
-        signal.protocol = Protocol::Grpc;
-        signal.headers.clear();
-    }
+    let demo = config::Receiver {
+        endpoint: receiver.endpoint().parse()?,
+        protocol: Protocol::Grpc,
+        compression: None,
+        timeout: PATIENCE,
+        headers: Vec::new(),
+        headers_file: None,
+        tls: TlsFiles::default(),
+    };
+    settings.destinations =
+        vec![Destination { name: "otlp".into(), logs: Some(demo.clone()), traces: Some(demo) }];
     Ok(settings)
 }
 

@@ -27,4 +27,4 @@ const SCOPE_VERSION: &str = env!("CARGO_PKG_VERSION");
 const TRACE_FLAGS: u8 = 0x01 | 0x02;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

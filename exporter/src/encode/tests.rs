@@ -16,7 +16,7 @@ use crate::record::{Record, RecordKind};
 use crate::sample::Kept;
 
 /// An outgoing connection that was looked up by name, as it stood after 61 s; its peer ended it.
-fn record(kind: RecordKind) -> Record {
+pub(crate) fn record(kind: RecordKind) -> Record {
     let v4 = |last, port| Endpoint { addr: Addr::v4(u32::from_ne_bytes([192, 0, 2, last])), port };
     let (by, reason) = match kind {
         RecordKind::Begin | RecordKind::Progress => (None, Reason::Open),

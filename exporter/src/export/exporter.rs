@@ -4,8 +4,8 @@
 //! taken, and then the records are exported; not now, and then it is tried again; too large, and then it is split;
 //! refused for good.
 
+use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -13,15 +13,27 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::answer::{Answer, Wire};
 use super::health::Health;
 use super::queue::{Limits, Queue, Taken};
 use super::retry::{Gate, jittered};
 use super::spooled::{Spooled, Unspooled};
+use super::transport::{Answer, Client};
 use super::{Held, Part, Signal};
 use crate::config::Export;
 use crate::encode::wire;
 use crate::ledger::{DropCause, KindCounts};
+
+/// Sends requests; several at once.
+pub trait Wire: Send + Sync + 'static {
+    /// Sends the protobuf of an export request, and waits for the answer.
+    fn send(&self, body: Bytes) -> impl Future<Output = Answer> + Send;
+}
+
+impl Wire for Client {
+    fn send(&self, body: Bytes) -> impl Future<Output = Answer> + Send {
+        Self::send(self, body)
+    }
+}
 
 /// What may be exchanged while the exporter runs.
 #[derive(Debug)]

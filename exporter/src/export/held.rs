@@ -45,7 +45,8 @@ impl Held {
 
     /// They were exported, or dropped.
     pub fn settle(mut self, outcome: Result<(), DropCause>) {
-        self.ledger.settle(self.give_up(), outcome);
+        let counts = self.give_up();
+        self.ledger.settle(counts, outcome);
     }
 
     /// The receiver took the request without `rejected` of its records. It does not say which: ends are
@@ -60,17 +61,20 @@ impl Held {
             left -= u64::from(n);
         }
         self.part(kinds).settle(Err(DropCause::Rejected));
-        self.ledger.settle(self.give_up(), Ok(()));
+        let rest = self.give_up();
+        self.ledger.settle(rest, Ok(()));
     }
 
     /// They were written to the spool.
     pub(super) fn spooled(mut self) {
-        self.ledger.spool(self.give_up());
+        let counts = self.give_up();
+        self.ledger.spool(counts);
     }
 
     /// They were put back into the queue.
     pub(super) fn requeued(mut self) {
-        self.ledger.requeue(self.give_up());
+        let counts = self.give_up();
+        self.ledger.requeue(counts);
     }
 
     /// A part of them, apart from here on. Never more than there are.

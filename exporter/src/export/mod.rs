@@ -4,7 +4,6 @@
 //! `queue`; `stream` empties it to stdout, `exporter` into requests, which `transport` sends. `spooled` is the
 //! disk behind the queue.
 
-mod answer;
 mod exporter;
 mod health;
 mod held;
@@ -17,13 +16,16 @@ mod spooled;
 mod stream;
 mod transport;
 
-pub use answer::{Answer, Wire};
+pub use exporter::Wire;
 pub use held::Held;
 pub use outputs::Outputs;
 pub use queue::{Item, Limits, Queue, Taken};
 pub use sinks::{Part, Sink, Sinks};
 pub use stream::{StreamFormat, spawn as spawn_stream};
-pub use transport::OwnSockets;
+pub use transport::{Answer, Client, ClientError, OwnSockets};
+// For flowend's own metrics, which opentelemetry-otlp sends.
+#[expect(unused_imports, reason = "the sender of metrics comes with the telemetry")]
+pub(crate) use transport::{Headers, OwnHttpClient, channel};
 
 /// Which of the two OTLP signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -74,20 +74,20 @@ fn records(counts: &Counts<'_>) -> Vec<Metric> {
         "Records that wait for an output or for its answer",
     );
     for output in counts.outputs {
-        for kind in RecordKind::ALL.into_iter().filter(|kind| output.events.contains(*kind)) {
+        for kind in RecordKind::ALL.into_iter().filter(|kind| output.events().contains(*kind)) {
             let (all, own) = (counts.ledger.of(kind), output.of(kind));
             let labels = |outcome, cause| {
                 let output = ("output", output.signal());
                 [output, ("kind", kind.as_str()), ("outcome", outcome), ("cause", cause)]
             };
             became = became
-                .with(labels("exported", ""), own.exported.get())
+                .with(labels("exported", ""), own.exported)
                 .with(labels("sampled_out", ""), all.sampled_out.get())
                 .with(labels("filtered", "self"), all.filtered_self.get());
             for cause in DropCause::ALL {
                 became = became.with(labels("dropped", cause.as_str()), own.dropped(cause));
             }
-            let labels = [("output", output.name), ("kind", kind.as_str())];
+            let labels = [("output", output.signal()), ("kind", kind.as_str())];
             in_flight = in_flight.with(labels, own.in_flight());
         }
     }
@@ -106,11 +106,15 @@ mod tests {
         end.seen.add(15);
         end.sampled_out.add(1);
         end.filtered_self.add(2);
-        let output = OutputLedger::new("text", EventSet::ENDS);
-        let own = output.of(RecordKind::End);
-        own.exported.add(3);
-        own.queued.add(4);
-        own.drop_records(DropCause::QueueFull, 5);
+        let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
+        for _ in 0..7 {
+            output.enqueue(RecordKind::End);
+        }
+        output.dequeue([0, 0, 3]);
+        output.settle([0, 0, 3], Ok(()));
+        for _ in 0..5 {
+            output.drop_new(RecordKind::End, DropCause::QueueFull);
+        }
         let metrics = gather(&Counts {
             ledger: &ledger,
             outputs: &[output],

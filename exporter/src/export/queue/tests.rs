@@ -146,7 +146,7 @@ async fn the_spooler_is_called_past_half_of_the_queue() {
     let called = tokio::spawn({
         let q = Arc::clone(&q);
         async move {
-            let mut spooled = Vec::new();
+            let mut spooled: Vec<u32> = Vec::new();
             while q.pressing().await.is_some() {
                 let taken = q.take_now(records(1)).unwrap();
                 spooled.extend(&taken.items);
