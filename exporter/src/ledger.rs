@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::record::{EventSet, RecordKind};
 
+/// How many records of each kind, by `RecordKind as usize`.
+pub type KindCounts = [u32; RecordKind::ALL.len()];
+
 /// Why a record was not exported though nobody asked for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropCause {

@@ -11,12 +11,14 @@ mod print;
 mod raw;
 mod receiver;
 mod settings;
+mod spool;
 
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
 pub use print::print;
 pub use receiver::{Compression, Protocol, Receiver, SignalReceivers};
 pub use settings::{Export, Output, Profile, Settings};
+pub use spool::SpoolSettings;
 
 /// The commented default configuration, which is also the lowest layer.
 pub const DEFAULT: &str = include_str!("../../../config/flowend.toml");

@@ -2,6 +2,7 @@
 
 mod otlp;
 mod queue;
+pub mod spool;
 mod stream;
 mod transport;
 
