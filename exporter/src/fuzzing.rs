@@ -10,6 +10,7 @@ use hickory_proto::rr::RData;
 
 use crate::dns::stream::{StreamLimits, Streams};
 use crate::dns::{Dns, DnsSettings, Scope};
+use crate::export::spool::fuzz as spool;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -121,6 +122,29 @@ pub fn event(input: &[u8]) {
     }
 }
 
+/// The files of a segment of the spool. After a 0 in the first byte: the settlements, as two bytes of length
+/// and as many bytes, and the segment. After anything else: bodies of frames, of which some are settled, and
+/// changes to the segment that they make.
+pub fn spool_file(input: &[u8]) {
+    let mut reader = Reader(input);
+    match reader.take() {
+        None => {}
+        Some([0]) => {
+            let settled = reader.counted().unwrap_or_default();
+            spool::read(reader.0, settled);
+        }
+        Some([choice]) => {
+            let bodies: Vec<_> = (0..choice % 8).map_while(|_| reader.counted()).collect();
+            let settle = reader.counted().unwrap_or_default();
+            let changes = std::iter::from_fn(|| {
+                let [high, low, with] = reader.take()?;
+                Some((u16::from_be_bytes([high, low]), with))
+            });
+            spool::damage(&bodies, settle, &changes.collect::<Vec<_>>());
+        }
+    }
+}
+
 /// A query that this answers: with its question where it has one that can be read.
 fn query_for(answer: &[u8], parsed: Option<&Message>) -> Vec<u8> {
     let id = answer.first_chunk::<2>().map_or(0, |id| u16::from_be_bytes(*id));
@@ -217,5 +241,10 @@ mod tests {
     #[test]
     fn every_event_of_the_corpus_is_handled() {
         run_corpus("event", 8, event);
+    }
+
+    #[test]
+    fn every_spool_file_of_the_corpus_is_handled() {
+        run_corpus("spool_file", 12, spool_file);
     }
 }

@@ -12,6 +12,7 @@ mod print;
 mod raw;
 mod receiver;
 mod settings;
+mod spool;
 
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
@@ -21,6 +22,7 @@ pub use receiver::{
     ClientFiles, Compression, Destination, NamedFile, Protocol, Receiver, TlsFiles,
 };
 pub use settings::{Export, Output, Profile, Settings};
+pub use spool::SpoolSettings;
 
 /// The commented default configuration, which is also the lowest layer.
 pub const DEFAULT: &str = include_str!("../../../config/flowend.toml");

@@ -27,6 +27,7 @@ pub(super) struct RawSettings {
     pub(super) resource: RawResource,
     pub(super) telemetry: RawTelemetry,
     pub(super) shutdown: RawShutdown,
+    pub(super) spool: RawSpool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -184,4 +185,11 @@ pub(super) struct RawResource {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawShutdown {
     pub(super) timeout: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSpool {
+    pub(super) directory: String,
+    pub(super) max_bytes: i64,
 }

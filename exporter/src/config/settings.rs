@@ -13,6 +13,7 @@ use super::destinations::{any_endpoint, destinations, metrics};
 use super::names::{self, NameSettings};
 use super::raw::{RawAttributes, RawSettings};
 use super::receiver::{Destination, Receiver};
+use super::spool::{self, SpoolSettings};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::encode::{Changes, Mapping};
@@ -77,6 +78,8 @@ pub struct Settings {
     pub telemetry_listen: Option<SocketAddr>,
     /// How long records may be sent after the signal to stop.
     pub shutdown_timeout: Duration,
+    /// Where requests wait out an outage, if on a disk.
+    pub spool: Option<SpoolSettings>,
 }
 
 /// Where records go.
@@ -237,6 +240,7 @@ impl Settings {
             resource_attributes: raw.resource.attributes,
             telemetry_listen: listen("telemetry.listen", &raw.telemetry.listen, origin)?,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
+            spool: spool::resolve(&raw.spool, origin)?,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Layers, errors and what is printed of them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
@@ -340,6 +341,8 @@ fn each_mistake_names_its_place_and_the_remedy() {
         ),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
+        (set(&["spool.max_bytes=16777215"]), &["key `spool.max_bytes`", "16777215", "16 MiB"]),
+        (set(&["spool.directory=spool"]), &["key `spool.directory`", "\"spool\"", "/var/lib"]),
         (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),
         (
             set(&["otlp.endpoint=http://user:hush@c:1"]),
@@ -396,4 +399,21 @@ fn print_config_says_where_and_hides_secrets() {
     assert!(text.contains("ids.key = \"flowend\""), "{text}");
     // What is printed is TOML.
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+}
+
+#[test]
+fn there_is_a_spool_where_a_folder_is_given() {
+    let folder = "spool.directory=/var/lib/flowend/spool";
+    let directory = "/var/lib/flowend/spool".into();
+    for (set, want) in [
+        (&[][..], None),
+        (&["spool.max_bytes=16777216"], None),
+        (&[folder], Some(1 << 30)),
+        (&[folder, "spool.max_bytes=16777216"], Some(16 << 20)),
+    ] {
+        let settings = load_given(&Given { set, ..Given::default() }).unwrap().settings;
+        let want = want
+            .map(|max_bytes| SpoolSettings { directory: PathBuf::clone(&directory), max_bytes });
+        assert_eq!(settings.spool, want, "{set:?}");
+    }
 }

@@ -11,7 +11,7 @@ mod outputs;
 mod queue;
 mod retry;
 mod sinks;
-mod spool;
+pub mod spool;
 mod spooled;
 mod stream;
 mod transport;
