@@ -86,6 +86,8 @@ pub struct KindLedger {
     pub seen: Count,
     /// Those of flowend's own connections.
     pub filtered_self: Count,
+    /// Those that a rule of the configuration dropped.
+    pub filtered_rule: Count,
     /// Those that sampling left out.
     pub sampled_out: Count,
 }
@@ -207,6 +209,10 @@ impl fmt::Display for Line<'_> {
             all.sampled_out.get(),
             all.filtered_self.get(),
         )?;
+        let by_rule = all.filtered_rule.get();
+        if by_rule > 0 {
+            write!(f, " + filtered{{rule}} {by_rule}")?;
+        }
         for cause in DropCause::ALL {
             let n = own.dropped(cause);
             if n > 0 {
@@ -235,9 +241,10 @@ mod tests {
     fn kinds_are_counted_apart_and_each_that_is_on_has_its_line() {
         let ledger = Ledger::default();
         ledger.of(RecordKind::Begin).seen.add(3);
-        ledger.of(RecordKind::Begin).sampled_out.add(1);
+        ledger.of(RecordKind::Begin).filtered_rule.add(1);
         ledger.of(RecordKind::End).seen.add(7);
-        ledger.of(RecordKind::End).filtered_self.add(4);
+        ledger.of(RecordKind::End).filtered_self.add(3);
+        ledger.of(RecordKind::End).sampled_out.add(1);
         let lines = |events| {
             let output = OutputLedger::new("otlp.logs", events);
             output.of(RecordKind::Begin).exported.add(2);
@@ -246,10 +253,10 @@ mod tests {
             output.of(RecordKind::End).drop_records(DropCause::QueueFull, 1);
             Line::all(&ledger, &output).map(|line| line.to_string()).collect::<Vec<_>>()
         };
-        let end = "otlp.logs: seen 7 = exported 0 + sampled_out 0 + filtered{self} 4 + \
+        let end = "otlp.logs: seen 7 = exported 0 + sampled_out 1 + filtered{self} 3 + \
                    dropped{queue_full} 1 + in_flight 2";
-        let begin = "otlp.logs begin: seen 3 = exported 2 + sampled_out 1 + filtered{self} 0 + \
-                     in_flight 0";
+        let begin = "otlp.logs begin: seen 3 = exported 2 + sampled_out 0 + filtered{self} 0 + \
+                     filtered{rule} 1 + in_flight 0";
         let progress = "otlp.logs progress: seen 0 = exported 0 + sampled_out 0 + \
                         filtered{self} 0 + in_flight 0";
         assert_eq!(lines(EventSet::ENDS), [end]);

@@ -7,6 +7,7 @@ use opentelemetry::SpanId;
 use crate::enrich::{Process, Workload};
 use crate::flow::{ConnectionEnd, Side};
 use crate::ids::ConnectionIds;
+use crate::sample::Kept;
 
 /// The span's name.
 pub const SPAN_NAME: &str = "tcp connection";
@@ -95,8 +96,8 @@ pub struct Record {
     pub remote_ptr: Option<Arc<str>>,
     /// The id by which other tools know the connection, where it is asked for.
     pub community_id: Option<String>,
-    /// Below 1 where sampling kept this record and dropped others.
-    pub sampling_probability: f64,
+    /// How it came to be kept, where others were left out.
+    pub sampling: Kept,
     /// Start, ns since 1970.
     pub start_unix_ns: u64,
     /// When it happened, ns since 1970: the end, of an end.

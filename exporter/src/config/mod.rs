@@ -10,6 +10,7 @@ mod names;
 mod print;
 mod raw;
 mod receiver;
+mod sampling;
 mod settings;
 
 pub use layers::{Layered, Sources, load};

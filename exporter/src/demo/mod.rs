@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::cgroup;
 use crate::config::{NameSettings, Output, Profile, Protocol, ScopeKind, Settings};
 use crate::run::Sidecar;
+use crate::sample::SamplingSettings;
 use crate::targets::Pattern;
 
 use nameserver::NameServer;
@@ -91,7 +92,7 @@ fn for_demo(
     settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
     settings.outputs = vec![Output::Otlp];
     settings.profile = Profile::Semconv;
-    settings.sampling_ratio = 1.0;
+    settings.sampling = SamplingSettings::default();
     settings.names = NameSettings {
         enabled: true,
         scope: ScopeKind::Cgroup,

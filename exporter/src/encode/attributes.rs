@@ -112,8 +112,8 @@ pub fn attributes<'a>(
     }
     put("flowend.start_known", Value::Bool(end.start_known));
     counters(record, put);
-    if record.sampling_probability < 1.0 {
-        put("flowend.sampling.probability", Value::Double(record.sampling_probability));
+    if record.sampling.probability < 1.0 {
+        put("flowend.sampling.probability", Value::Double(record.sampling.probability));
     }
     if let Some(id) = &record.community_id {
         put("flowend.community_id", Value::Str(Cow::Borrowed(id)));

@@ -13,6 +13,7 @@ use crate::enrich::{Process, Workload};
 use crate::flow::{ConnectionEnd, Counters, Direction, Endpoint, Reason, Rtt, Side};
 use crate::ids::ConnectionIds;
 use crate::record::{Record, RecordKind};
+use crate::sample::Kept;
 
 /// An outgoing connection that was looked up by name, as it stood after 61 s; its peer ended it.
 fn record(kind: RecordKind) -> Record {
@@ -67,7 +68,7 @@ fn record(kind: RecordKind) -> Record {
         local_ptr: None,
         remote_ptr: None,
         community_id: None,
-        sampling_probability: 0.5,
+        sampling: Kept { probability: 0.5, threshold: Some(1 << 55) },
         start_unix_ns: 1_700_000_000_000_000_000,
         end_unix_ns: 1_700_000_061_000_000_000,
     }
