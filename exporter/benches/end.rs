@@ -19,7 +19,8 @@ use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
 use flowend::pipeline::{OpenedNames, Pipeline, Stages};
 use flowend::record::{EventSet, Record, RecordKind};
-use flowend::sample::Sampler;
+use flowend::sample::{Sampler, SamplingSettings};
+use flowend::telemetry::ConnectionCounts;
 use flowend_probe_types::{
     ACK, Addr, Event, EventKind, FIN, ProcessEvent, SYN, TcpEvent, TcpState,
 };
@@ -131,7 +132,8 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
             ids: Ids::new("bench", 1),
             community_id: None,
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
-            sampler: Sampler::new(1.0),
+            connections: ConnectionCounts::new(200),
+            sampler: Sampler::new(SamplingSettings::default()),
             ledger: Arc::new(Ledger::default()),
             queues: vec![Arc::clone(&queue)],
         },

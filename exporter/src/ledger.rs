@@ -66,6 +66,8 @@ pub struct KindLedger {
     pub seen: Count,
     /// Those of flowend's own connections.
     pub filtered_self: Count,
+    /// Those that a rule of the configuration dropped.
+    pub filtered_rule: Count,
     /// Those that sampling left out.
     pub sampled_out: Count,
 }
@@ -77,6 +79,8 @@ pub struct Common {
     pub seen: u64,
     /// Of flowend's own connections.
     pub filtered_self: u64,
+    /// Dropped by a rule.
+    pub filtered_rule: u64,
     /// Left out by sampling.
     pub sampled_out: u64,
 }
@@ -87,6 +91,7 @@ impl Common {
         Self {
             seen: self.seen - earlier.seen,
             filtered_self: self.filtered_self - earlier.filtered_self,
+            filtered_rule: self.filtered_rule - earlier.filtered_rule,
             sampled_out: self.sampled_out - earlier.sampled_out,
         }
     }
@@ -103,6 +108,7 @@ impl Ledger {
         self.kinds.each_ref().map(|kind| Common {
             seen: kind.seen.get(),
             filtered_self: kind.filtered_self.get(),
+            filtered_rule: kind.filtered_rule.get(),
             sampled_out: kind.sampled_out.get(),
         })
     }

@@ -18,7 +18,8 @@ use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::look::Look;
 use crate::record::{Record, RecordKind};
-use crate::sample::Sampler;
+use crate::sample::{Decision, Facts, Sampler};
+use crate::telemetry::ConnectionCounts;
 
 pub use opened::{Names, OpenedNames};
 
@@ -55,6 +56,8 @@ pub struct Stages {
     pub community_id: Option<CommunityId>,
     /// Peers whose CLIENT spans somebody sends.
     pub peer_cidrs: Vec<IpNet>,
+    /// Connections that ended, before sampling.
+    pub connections: ConnectionCounts,
     /// Which records are kept.
     pub sampler: Sampler,
     /// What became of each end, begin and progress.
@@ -173,6 +176,11 @@ impl Pipeline {
         self.stages.reverse.as_ref()
     }
 
+    /// The connections that ended, by service.
+    pub const fn connections(&self) -> &ConnectionCounts {
+        &self.stages.connections
+    }
+
     /// Until when everything that happened has been read, ns.
     pub const fn read_ns(&self) -> u64 {
         self.read_ns
@@ -230,17 +238,34 @@ impl Stages {
             self.ledger.of(kind).filtered_self.add(1);
             return;
         }
+        let workload = self.workloads.of(end.cgroup_id, process.as_ref());
+        if kind == RecordKind::End {
+            self.connections.add(&workload.service_name, &end);
+        }
         let ids = self.ids.of(&end);
-        let Some(sampling) = self.sampler.keep(ids.trace_id, end.reason) else {
-            self.ledger.of(kind).sampled_out.add(1);
-            return;
+        let wants_names = self.sampler.looks_at_names();
+        if wants_names {
+            self.add_hosts(&mut names.remote, &end, end.remote.addr);
+        }
+        let sampling = match self.sampler.decide(&Facts {
+            trace_id: ids.trace_id,
+            kind,
+            end: &end,
+            remote_names: &names.remote,
+            cgroup_path: workload.cgroup_path.as_deref(),
+            executable: process.as_ref().and_then(|p| p.executable.as_deref()),
+        }) {
+            Decision::Keep(kept) => kept,
+            Decision::SampledOut => return self.ledger.of(kind).sampled_out.add(1),
+            Decision::Filtered => return self.ledger.of(kind).filtered_rule.add(1),
         };
         self.add_hosts(&mut names.local, &end, end.local.addr);
-        self.add_hosts(&mut names.remote, &end, end.remote.addr);
+        if !wants_names {
+            self.add_hosts(&mut names.remote, &end, end.remote.addr);
+        }
         if kind == RecordKind::End {
             self.ledger.names.add(!names.remote.is_empty());
         }
-        let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
         let ptr = |addr| self.reverse.as_ref().and_then(|r| r.get(addr, end.start_ns));
         let (local_ptr, remote_ptr) = (ptr(end.local.addr), ptr(end.remote.addr));

@@ -99,7 +99,7 @@ pub struct Record {
     pub remote_ptr: Option<Arc<str>>,
     /// The id by which other tools know the connection, where it is asked for.
     pub community_id: Option<String>,
-    /// With which chance sampling kept it.
+    /// How it came to be kept, where others were left out.
     pub sampling: Kept,
     /// Start, ns since 1970.
     pub start_unix_ns: u64,

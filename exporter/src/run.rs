@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::cgroup::{self, Paths};
 use crate::clock;
 use crate::config::{ScopeKind, Settings};
 use crate::dns::Scopes;
-use crate::enrich::{Processes, WorkloadSettings, Workloads};
+use crate::enrich::{self, Processes, WorkloadSettings, Workloads};
 use crate::export::{OwnSockets, Outputs};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
@@ -28,7 +28,7 @@ use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
-use crate::telemetry::{self, Counts, Metric, Scrape, Sources, Telemetry};
+use crate::telemetry::{self, ConnectionCounts, Counts, Metric, Scrape, Sources, Telemetry};
 
 /// Paths of cgroups remembered at most: about 100 bytes each.
 const MAX_PATHS: usize = 65_536;
@@ -105,11 +105,7 @@ impl Sidecar {
             },
             Stages {
                 processes: Processes::new(settings.max_flows),
-                workloads: Workloads::new(
-                    mount.clone(),
-                    paths.clone(),
-                    workload_settings(settings),
-                ),
+                workloads: start_workloads(settings, &mount, &paths)?,
                 dns: names::start(settings),
                 scopes: Scopes::new(settings.names.scope, settings.names.resolvers.clone()),
                 hosts: names::start_hosts(settings, &mount, &paths)?,
@@ -119,7 +115,8 @@ impl Sidecar {
                 ids: Ids::new(&settings.ids_key, random_seed()),
                 community_id: settings.community_id,
                 peer_cidrs: settings.peer_cidrs.clone(),
-                sampler: Sampler::new(settings.sampling_ratio),
+                connections: ConnectionCounts::new(settings.telemetry_max_services),
+                sampler: Sampler::new(settings.sampling.clone()),
                 ledger: Arc::clone(&ledger),
                 sinks: outputs.sinks(settings),
             },
@@ -263,7 +260,9 @@ fn counts(
     let names =
         Sources { dns: Some(pipeline.dns()), hosts: pipeline.hosts(), reverse: pipeline.reverse() };
     let (lost, skipped) = (source.lost(), source.skipped());
-    telemetry::gather(&Counts { ledger, outputs, names, lost, skipped })
+    let mut metrics = telemetry::gather(&Counts { ledger, outputs, names, lost, skipped });
+    metrics.extend(pipeline.connections().metrics());
+    metrics
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -398,6 +397,13 @@ impl Health {
         }
         now
     }
+}
+
+/// Reads the labels of the pod, too, where there are any.
+fn start_workloads(settings: &Settings, mount: &Path, paths: &Paths) -> anyhow::Result<Workloads> {
+    let workloads = Workloads::new(mount.to_owned(), paths.clone(), workload_settings(settings));
+    let Some(file) = &settings.labels_file else { return Ok(workloads) };
+    Ok(workloads.with_labels(enrich::start_labels(file.clone())?))
 }
 
 fn workload_settings(settings: &Settings) -> WorkloadSettings {

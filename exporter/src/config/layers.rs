@@ -9,7 +9,7 @@ use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::raw::RawSettings;
 use super::settings::{Output, Settings};
-use super::{ConfigError, DEFAULT, env};
+use super::{ConfigError, DEFAULT, env, sampling};
 
 /// Keys whose values are tables of the user's own keys.
 const FREE_TABLES: [&str; 8] = [
@@ -46,6 +46,8 @@ pub(super) fn free_table(key: &str) -> Option<(&str, &str)> {
         Some((table.trim_end_matches('.'), rest))
     })
 }
+/// Keys whose values are lists of tables, and every key of an entry with an example of its value.
+pub(super) const TABLE_LISTS: [(&str, &str); 1] = [("sampling.rules", sampling::RULE)];
 
 /// Where configuration comes from, so that tests need no process environment.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +94,7 @@ impl Provider for Layer {
 /// [`ConfigError`], for the first thing that is wrong.
 pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let default = Layer { origin: "default".into(), dict: parse_toml("default", DEFAULT)? };
-    let schema = Schema::of(&default.dict);
+    let schema = Schema::of(&default.dict)?;
     let mut layers = Vec::new();
     if let Some(path) = &sources.file {
         layers.push(read_file(path)?);
@@ -176,7 +178,9 @@ fn lower_case_headers(dict: &mut Dict) {
 }
 
 fn origin_of(origins: &BTreeMap<String, String>, key: &str) -> String {
-    origins.get(key).cloned().unwrap_or_else(|| "default".into())
+    // A layer sets a list as a whole, with all its entries.
+    let list = || key.split_once('[').and_then(|(list, _)| origins.get(list));
+    origins.get(key).or_else(list).cloned().unwrap_or_else(|| "default".into())
 }
 
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
@@ -235,13 +239,19 @@ fn flatten(prefix: &str, dict: &Dict, leaves: &mut Vec<(String, Value)>) {
 /// The keys that there are and their types: those of the default file.
 pub(super) struct Schema {
     leaves: BTreeMap<String, Value>,
+    /// The entries of lists of tables, by the list's key.
+    entries: BTreeMap<&'static str, Dict>,
 }
 
 impl Schema {
-    fn of(default: &Dict) -> Self {
+    fn of(default: &Dict) -> Result<Self, ConfigError> {
         let mut leaves = Vec::new();
         flatten("", default, &mut leaves);
-        Self { leaves: leaves.into_iter().collect() }
+        let entries = TABLE_LISTS.into_iter().map(|(key, text)| Ok((key, parse_toml(key, text)?)));
+        Ok(Self {
+            leaves: leaves.into_iter().collect(),
+            entries: entries.collect::<Result<_, _>>()?,
+        })
     }
 
     /// The default of a key.
@@ -265,7 +275,9 @@ impl Schema {
             .and_then(|mut d| d.remove("v"))
             .unwrap_or_else(|| Value::from(text));
         match (default, &parsed) {
-            (Some(Value::Array(..)), Value::String(_, plain)) => {
+            (Some(Value::Array(..)), Value::String(_, plain))
+                if !self.entries.contains_key(key) =>
+            {
                 plain.split(',').map(|s| Value::from(s.trim())).collect::<Vec<_>>().into()
             }
             _ => parsed,
@@ -279,10 +291,12 @@ impl Schema {
     fn check_dict(&self, prefix: &str, dict: &Dict, origin: &str) -> Result<(), ConfigError> {
         for (name, value) in dict {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            if let Some(default) = self.get(&key) {
-                check_type(&key, default, value, origin)?;
+            if let Some(entry) = self.entries.get(key.as_str()) {
+                check_entries(&key, entry, value, origin)?;
+            } else if let Some(default) = self.get(&key) {
+                check_type(&key, (default, "default"), value, origin)?;
             } else if is_in_free_table(&key) {
-                check_type(&key, &Value::from("text"), value, origin)?;
+                check_type(&key, (&Value::from("text"), "default"), value, origin)?;
             } else if self.is_table(&key) {
                 match value {
                     Value::Dict(_, inner) => self.check_dict(&key, inner, origin)?,
@@ -312,15 +326,9 @@ impl Schema {
 
     fn unknown(&self, key: &str, origin: &str) -> ConfigError {
         let like = template(key);
-        let nearest = self
-            .leaves
-            .keys()
-            .map(|known| (strsim::damerau_levenshtein(&like, known), known))
-            .min()
-            .filter(|(distance, _)| *distance <= 3);
-        let remedy = match nearest {
+        let remedy = match nearest(&like, self.leaves.keys()) {
             // In its own destination, that is.
-            Some((_, known)) => match known.strip_prefix(TEMPLATE) {
+            Some(known) => match known.strip_prefix(TEMPLATE) {
                 Some(rest) if like != key => {
                     let table = key.split('.').take(2).collect::<Vec<_>>().join(".");
                     format!("did you mean `{table}{rest}`?")
@@ -333,13 +341,61 @@ impl Schema {
     }
 }
 
+/// The key that was meant, if one is near.
+fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::damerau_levenshtein(key, known), known.as_str()))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, known)| known)
+}
+
+/// A list of tables: each entry has known keys, of the types of the examples.
+fn check_entries(
+    key: &str,
+    example: &Dict,
+    value: &Value,
+    origin: &str,
+) -> Result<(), ConfigError> {
+    let keys = || example.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let Value::Array(_, entries) = value else {
+        let expected = format!("a list of tables, each with some of the keys {}", keys());
+        return Err(wrong_type(key, expected, value, origin));
+    };
+    for (n, entry) in entries.iter().enumerate() {
+        let key = format!("{key}[{n}]");
+        let Value::Dict(_, entry) = entry else {
+            let expected = format!("a table with some of the keys {}", keys());
+            return Err(wrong_type(&key, expected, entry, origin));
+        };
+        for (name, value) in entry {
+            let key = format!("{key}.{name}");
+            let Some(example) = example.get(name) else {
+                let remedy = match nearest(name, example.keys()) {
+                    Some(known) => format!("did you mean `{known}`?"),
+                    None => format!("the keys are {}", keys()),
+                };
+                return Err(ConfigError::UnknownKey { origin: origin.into(), key, remedy });
+            };
+            check_type(&key, (example, "for example"), value, origin)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn is_in_free_table(key: &str) -> bool {
     free_table(key).is_some()
 }
 
-fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result<(), ConfigError> {
-    let fits = match (default, value) {
-        // Every list of the configuration is a list of strings.
+/// Compares a value's type with that of another value, which is the default or an example.
+fn check_type(
+    key: &str,
+    (model, is): (&Value, &str),
+    value: &Value,
+    origin: &str,
+) -> Result<(), ConfigError> {
+    let fits = match (model, value) {
+        // Every other list of the configuration is a list of strings.
         (Value::Array(..), Value::Array(_, given)) => {
             return match given.iter().find(|v| !matches!(v, Value::String(..))) {
                 None => Ok(()),
@@ -354,7 +410,7 @@ fn check_type(key: &str, default: &Value, value: &Value, origin: &str) -> Result
     }
     Err(wrong_type(
         key,
-        format!("{} (default: {})", kind(default), super::print::show(default)),
+        format!("{} ({is}: {})", kind(model), super::print::show(model)),
         value,
         origin,
     ))

@@ -11,6 +11,7 @@ mod names;
 mod print;
 mod raw;
 mod receiver;
+mod sampling;
 mod settings;
 mod spool;
 

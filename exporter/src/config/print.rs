@@ -13,27 +13,43 @@ const SECRET_TABLES: [&str; 4] =
 
 /// The configuration as dotted TOML, a line for each key; secrets redacted.
 pub fn print(layered: &Layered) -> String {
-    let lines: Vec<(String, String)> = layered
+    // The line of a key, with the lines that follow it where its value takes several.
+    let lines: Vec<(String, String, String)> = layered
         .entries()
         .into_iter()
         .map(|(key, value, origin)| {
+            let tables = tables(&value);
             let shown = if is_secret(&key, &origin) {
                 "\"<redacted>\"".into()
             } else if key.ends_with(".endpoint") {
                 without_password(&show(&value))
-            } else {
+            } else if tables.is_empty() {
                 show(&value)
+            } else {
+                "[".into()
             };
-            (format!("{} = {shown}", quote_key(&key)), origin)
+            (format!("{} = {shown}", quote_key(&key)), tables, origin)
         })
         .collect();
     let width =
-        lines.iter().map(|(line, _)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
+        lines.iter().map(|(line, ..)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
     let mut text = String::new();
-    for (line, origin) in lines {
+    for (line, more, origin) in lines {
         let _ = writeln!(text, "{line:width$}  # {origin}");
+        text.push_str(&more);
     }
     text
+}
+
+/// The entries of a list of tables, a line for each, and the bracket that closes it.
+fn tables(value: &Value) -> String {
+    match value {
+        Value::Array(_, items) if items.iter().any(|item| matches!(item, Value::Dict(..))) => {
+            let lines: String = items.iter().map(|item| format!("    {},\n", show(item))).collect();
+            lines + "]\n"
+        }
+        _ => String::new(),
+    }
 }
 
 /// The default id key is public; one that somebody set is not.

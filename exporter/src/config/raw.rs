@@ -34,6 +34,7 @@ pub(super) struct RawSettings {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTelemetry {
     pub(super) listen: String,
+    pub(super) max_services: i64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,6 +162,25 @@ pub(super) struct RawSpans {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSampling {
     pub(super) ratio: f64,
+    pub(super) keep_errors: bool,
+    pub(super) rules: Vec<RawRule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRule {
+    pub(super) reasons: Option<Vec<String>>,
+    pub(super) direction: Option<String>,
+    pub(super) cidrs: Option<Vec<String>>,
+    pub(super) local_cidrs: Option<Vec<String>>,
+    pub(super) ports: Option<Vec<String>>,
+    pub(super) domains: Option<Vec<String>>,
+    pub(super) cgroups: Option<Vec<String>>,
+    pub(super) processes: Option<Vec<String>>,
+    pub(super) min_duration: Option<String>,
+    pub(super) min_bytes: Option<i64>,
+    pub(super) action: Option<String>,
+    pub(super) ratio: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -178,6 +198,7 @@ pub(super) struct RawAttributes {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawResource {
     pub(super) service_name: String,
+    pub(super) labels_file: String,
     pub(super) attributes: BTreeMap<String, String>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,14 @@ use super::destinations::{any_endpoint, destinations, metrics};
 use super::names::{self, NameSettings};
 use super::raw::{RawAttributes, RawSettings};
 use super::receiver::{Destination, Receiver};
+use super::sampling;
 use super::spool::{self, SpoolSettings};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::encode::{Changes, Mapping};
+use crate::enrich::Template;
 use crate::record::{EventSet, RecordKind};
+use crate::sample::SamplingSettings;
 use crate::targets::Pattern;
 
 /// Names the layer that a key's value came from.
@@ -64,18 +68,22 @@ pub struct Settings {
     pub ids_key: String,
     /// Peers whose CLIENT spans somebody sends.
     pub peer_cidrs: Vec<IpNet>,
-    /// Share of the connections reported, 0 to 1.
-    pub sampling_ratio: f64,
+    /// Which records are kept.
+    pub sampling: SamplingSettings,
     /// Names of the attributes.
     pub mapping: Arc<Mapping>,
     /// Makes Community IDs, if they are asked for.
     pub community_id: Option<CommunityId>,
-    /// service.name of all, or of each workload its own.
-    pub service_name: Option<String>,
+    /// What service.name is made of, where the user says it.
+    pub service_name: Option<Template>,
+    /// The pod's labels, if there are any.
+    pub labels_file: Option<PathBuf>,
     /// Added to every resource.
     pub resource_attributes: BTreeMap<String, String>,
     /// Where flowend tells its own counts, if anywhere.
     pub telemetry_listen: Option<SocketAddr>,
+    /// Services whose connections are counted apart, at most.
+    pub telemetry_max_services: usize,
     /// How long records may be sent after the signal to stop.
     pub shutdown_timeout: Duration,
     /// Where requests wait out an outage, if on a disk.
@@ -233,12 +241,20 @@ impl Settings {
             names: NameSettings::resolve(raw.dns, origin)?,
             ids_key: raw.ids.key,
             peer_cidrs: cidrs("spans.peer_cidrs", &raw.spans.peer_cidrs, origin)?,
-            sampling_ratio: ratio("sampling.ratio", raw.sampling.ratio, origin)?,
+            sampling: sampling::resolve(raw.sampling, origin)?,
             mapping: Arc::new(mapping(&raw.attributes, origin)?),
             community_id: community_id(&raw.attributes, origin)?,
-            service_name: non_empty(raw.resource.service_name),
+            service_name: service_name(&raw.resource.service_name, origin)?,
+            labels_file: non_empty(raw.resource.labels_file).map(PathBuf::from),
             resource_attributes: raw.resource.attributes,
             telemetry_listen: listen("telemetry.listen", &raw.telemetry.listen, origin)?,
+            telemetry_max_services: count(
+                "telemetry.max_services",
+                raw.telemetry.max_services,
+                1,
+                10_000,
+                origin,
+            )?,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
             spool: spool::resolve(&raw.spool, origin)?,
         })
@@ -350,6 +366,12 @@ fn mapping(attributes: &RawAttributes, origin: Origin<'_>) -> Result<Mapping, Co
         .map_err(|error| bad(&format!("attributes.{}", error.place), origin, error.problem))
 }
 
+fn service_name(text: &str, origin: Origin<'_>) -> Result<Option<Template>, ConfigError> {
+    let template = Template::parse(text);
+    let template = template.map_err(|problem| bad("resource.service_name", origin, problem))?;
+    Ok((!text.is_empty()).then_some(template))
+}
+
 fn community_id(
     attributes: &RawAttributes,
     origin: Origin<'_>,
@@ -406,14 +428,18 @@ fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {
         })
 }
 
-fn ratio(key: &str, n: f64, origin: Origin<'_>) -> Result<f64, ConfigError> {
+pub(super) fn ratio(key: &str, n: f64, origin: Origin<'_>) -> Result<f64, ConfigError> {
     if (0.0..=1.0).contains(&n) {
         return Ok(n);
     }
     Err(bad(key, origin, format!("{n} is not between 0 and 1")))
 }
 
-fn cidrs(key: &str, given: &[String], origin: Origin<'_>) -> Result<Vec<IpNet>, ConfigError> {
+pub(super) fn cidrs(
+    key: &str,
+    given: &[String],
+    origin: Origin<'_>,
+) -> Result<Vec<IpNet>, ConfigError> {
     given
         .iter()
         .map(|text| {

@@ -1,5 +1,7 @@
 //! Layers, errors and what is printed of them.
 
+mod sampling;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,7 +68,7 @@ fn each_layer_wins_over_the_one_before() {
         assert_eq!(otlp(&settings).0.endpoint.to_string(), want);
         assert_eq!(settings.outputs, [Output::Otlp], "an endpoint makes OTLP the output");
         let ratio = if given.file.is_some() { 0.1 } else { 1.0 };
-        assert!((settings.sampling_ratio - ratio).abs() < f64::EPSILON);
+        assert!((settings.sampling.ratio - ratio).abs() < f64::EPSILON);
     }
 }
 
@@ -104,7 +106,7 @@ fn the_standard_variables_are_understood() {
     assert_eq!(header(logs, "api-key").as_deref(), Some("s ecret"));
     assert_eq!(header(logs, "x-tenant").as_deref(), Some("b"));
     assert_eq!(header(traces, "x-tenant").as_deref(), Some("a"));
-    assert_eq!(settings.service_name.as_deref(), Some("named"));
+    assert_eq!(settings.service_name.map(|t| t.to_string()).as_deref(), Some("named"));
     let attributes = BTreeMap::from([
         ("deployment.environment.name".to_owned(), "prod".to_owned()),
         ("team".to_owned(), "a,b".to_owned()),
@@ -164,7 +166,7 @@ fn values_are_toml_or_else_strings() {
         ("1234", false, 65536)
     );
     assert_eq!(settings.outputs, [Output::Json, Output::Text]);
-    assert_eq!(settings.service_name.as_deref(), Some("quoted"));
+    assert_eq!(settings.service_name.map(|t| t.to_string()).as_deref(), Some("quoted"));
     assert_eq!(settings.metrics_receiver.headers[0].0, "a.b");
 }
 

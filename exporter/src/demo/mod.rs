@@ -23,6 +23,7 @@ use crate::config::{
 };
 use crate::encode::Mapping;
 use crate::run::Sidecar;
+use crate::sample::SamplingSettings;
 use crate::targets::Pattern;
 
 use nameserver::NameServer;
@@ -95,7 +96,7 @@ fn for_demo(
     settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
     settings.outputs = vec![Output::Otlp];
     settings.mapping = Arc::new(Mapping::new(Profile::Semconv));
-    settings.sampling_ratio = 1.0;
+    settings.sampling = SamplingSettings::default();
     settings.names = NameSettings {
         enabled: true,
         scope: ScopeKind::Cgroup,

@@ -1,5 +1,6 @@
 //! Workloads: what a cgroup's path says about container, pod and unit, and the resource made of it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use prost::Message as _;
 
-use super::Process;
+use super::{Known, Labels, LabelsReceiver, Process, Template};
 use crate::cgroup::{self, Paths};
 
 /// Workloads, and cgroups without a path, remembered at most.
@@ -38,16 +39,28 @@ pub struct Workload {
 /// What of the configuration shapes a resource.
 #[derive(Clone, Debug, Default)]
 pub struct WorkloadSettings {
-    /// service.name of all.
-    pub service_name: Option<String>,
+    /// What service.name is made of; the default where the user does not say it.
+    pub service_name: Option<Template>,
     /// Added to every resource; they win over what flowend finds out, as the user's word.
     pub attributes: BTreeMap<String, String>,
     /// host.name.
     pub host_name: String,
 }
 
-/// cgroup, and executable where the cgroup does not name the service.
-type WorkloadKey = (Option<u64>, Option<Arc<str>>);
+impl WorkloadSettings {
+    fn template(&self) -> Cow<'_, Template> {
+        self.service_name.as_ref().map_or_else(|| Cow::Owned(Template::default()), Cow::Borrowed)
+    }
+}
+
+/// A cgroup's workload.
+#[derive(Clone, Debug)]
+struct OfCgroup {
+    /// Of a process whose executable is not known.
+    workload: Arc<Workload>,
+    /// Whether its processes are services of their own, by executable.
+    wants_executable: bool,
+}
 
 /// Finds the workload of a connection by its cgroup and process. Bounded.
 #[derive(Debug)]
@@ -56,13 +69,34 @@ pub struct Workloads {
     mount: PathBuf,
     paths: Paths,
     unknown: HashMap<u64, Instant>,
-    workloads: LruCache<WorkloadKey, Arc<Workload>>,
+    labels: Arc<Labels>,
+    labels_news: Option<LabelsReceiver>,
+    /// `None`: of all cgroups whose path is not known.
+    by_cgroup: LruCache<Option<u64>, OfCgroup>,
+    by_executable: LruCache<(Option<u64>, Arc<str>), Arc<Workload>>,
 }
 
 impl Workloads {
     /// For the hierarchy mounted at `mount`.
     pub fn new(mount: PathBuf, paths: Paths, settings: WorkloadSettings) -> Self {
-        Self { settings, mount, paths, unknown: HashMap::new(), workloads: LruCache::new(LIMIT) }
+        Self {
+            settings,
+            mount,
+            paths,
+            unknown: HashMap::new(),
+            labels: Arc::default(),
+            labels_news: None,
+            by_cgroup: LruCache::new(LIMIT),
+            by_executable: LruCache::new(LIMIT),
+        }
+    }
+
+    /// With the labels of the pod that all workloads are part of.
+    #[must_use]
+    pub fn with_labels(mut self, mut labels: LabelsReceiver) -> Self {
+        self.labels = Arc::clone(&labels.borrow_and_update());
+        self.labels_news = Some(labels);
+        self
     }
 
     /// Looks a cgroup up while its folder is there: it may be gone when the connection ends.
@@ -74,19 +108,59 @@ impl Workloads {
 
     /// The workload of a socket.
     pub fn of(&mut self, cgroup_id: Option<u64>, process: Option<&Process>) -> Arc<Workload> {
+        self.take_labels();
+        let (key, OfCgroup { workload, wants_executable }) = self.of_cgroup(cgroup_id);
+        match process.and_then(|p| p.executable.as_ref()) {
+            Some(executable) if wants_executable => self.of_executable(key, executable),
+            _ => workload,
+        }
+    }
+
+    /// With the key by which it is known.
+    fn of_cgroup(&mut self, cgroup_id: Option<u64>) -> (Option<u64>, OfCgroup) {
+        // Of a cgroup that was here before, the path need not be looked up.
+        if cgroup_id.is_some()
+            && let Some(known) = self.by_cgroup.get(&cgroup_id)
+        {
+            return (cgroup_id, known.clone());
+        }
         let path = cgroup_id.and_then(|id| self.path_of(id));
+        let key = path.as_ref().and(cgroup_id);
+        if let Some(known) = self.by_cgroup.get(&key) {
+            return (key, known.clone());
+        }
         let parts = path.as_deref().map(Parts::of).unwrap_or_default();
-        let executable = process
-            .and_then(|p| p.executable.clone())
-            .filter(|_| self.settings.service_name.is_none() && parts.service().is_none());
-        let key = (path.as_ref().and(cgroup_id), executable);
-        if let Some(workload) = self.workloads.get(&key) {
+        let known = parts.known(path.as_deref(), None, &self.settings.host_name, &self.labels);
+        let of_cgroup = OfCgroup {
+            workload: Arc::new(Workload::new(&self.settings, &known)),
+            wants_executable: self.settings.template().wants_executable(&known),
+        };
+        self.by_cgroup.insert(key, of_cgroup.clone());
+        (key, of_cgroup)
+    }
+
+    fn of_executable(&mut self, cgroup_id: Option<u64>, executable: &Arc<str>) -> Arc<Workload> {
+        let key = (cgroup_id, Arc::clone(executable));
+        if let Some(workload) = self.by_executable.get(&key) {
             return Arc::clone(workload);
         }
-        let workload =
-            Arc::new(Workload::new(&self.settings, path.as_deref(), &parts, key.1.as_deref()));
-        self.workloads.insert(key, Arc::clone(&workload));
+        let path = cgroup_id.and_then(|id| self.path_of(id));
+        let parts = path.as_deref().map(Parts::of).unwrap_or_default();
+        let host = &self.settings.host_name;
+        let known = parts.known(path.as_deref(), Some(executable), host, &self.labels);
+        let workload = Arc::new(Workload::new(&self.settings, &known));
+        self.by_executable.insert(key, Arc::clone(&workload));
         workload
+    }
+
+    /// Labels that changed are part of each resource that is made from now on.
+    fn take_labels(&mut self) {
+        let Some(news) = &mut self.labels_news else { return };
+        if news.has_changed().unwrap_or(false) {
+            self.labels = Arc::clone(&news.borrow_and_update());
+            self.by_cgroup.clear();
+            self.by_executable.clear();
+        }
     }
 
     /// The path of a cgroup below the mount, "/" for the root. Of one that is not known yet, the folders are
@@ -115,42 +189,36 @@ impl Workloads {
 }
 
 impl Workload {
-    fn new(
-        settings: &WorkloadSettings,
-        path: Option<&str>,
-        parts: &Parts<'_>,
-        executable: Option<&str>,
-    ) -> Self {
-        let service_name = settings
-            .service_name
-            .clone()
-            .or_else(|| parts.service())
-            .or_else(|| executable.map(str::to_owned))
-            .or_else(|| parts.folder.map(str::to_owned))
-            .unwrap_or_else(|| settings.host_name.clone());
+    fn new(settings: &WorkloadSettings, known: &Known<'_>) -> Self {
+        let path = known.cgroup;
+        let service_name = settings.template().render(known);
+        let service_name = service_name.unwrap_or_else(|| settings.host_name.clone());
         let mut attributes = BTreeMap::from([
             ("service.name".to_owned(), service_name.clone()),
             ("host.name".to_owned(), settings.host_name.clone()),
         ]);
-        let instance = match (parts.container_id, path) {
+        let instance = match (known.container_id, path) {
             (Some(id), _) => id.to_owned(),
             (None, Some(path)) => format!("{}:{path}", settings.host_name),
             (None, None) => settings.host_name.clone(),
         };
         attributes.insert("service.instance.id".into(), instance);
-        if let Some(id) = parts.container_id {
+        if let Some(id) = known.container_id {
             attributes.insert("container.id".into(), id.to_owned());
         }
-        if let Some(uid) = &parts.pod_uid {
-            attributes.insert("k8s.pod.uid".into(), uid.clone());
+        if let Some(uid) = known.pod_uid {
+            attributes.insert("k8s.pod.uid".into(), uid.to_owned());
         }
         if let Some(path) = path {
             attributes.insert("process.linux.cgroup".into(), path.to_owned());
         }
+        for (key, value) in known.labels.into_iter().flatten() {
+            attributes.insert(format!("k8s.pod.label.{key}"), value.clone());
+        }
         attributes.extend(settings.attributes.clone());
         // OTEL_SERVICE_NAME wins over a service.name in OTEL_RESOURCE_ATTRIBUTES (specification).
-        if let Some(name) = &settings.service_name {
-            attributes.insert("service.name".into(), name.clone());
+        if settings.service_name.is_some() {
+            attributes.insert("service.name".into(), service_name.clone());
         }
         let service_name = attributes.get("service.name").cloned().unwrap_or(service_name);
         let resource = Resource::builder_empty()
@@ -200,15 +268,23 @@ impl<'a> Parts<'a> {
         parts
     }
 
-    /// The service's name, where container or unit give one: the short form of a container's id, as
-    /// its tools print it, or the unit without its suffix.
-    fn service(&self) -> Option<String> {
-        match (self.container_id, self.unit) {
-            (Some(id), _) => Some(id.chars().take(12).collect()),
-            (None, Some(unit)) => {
-                Some(unit.rsplit_once('.').map_or(unit, |(name, _)| name).to_owned())
-            }
-            (None, None) => None,
+    /// With what else is known of the workload.
+    fn known<'k>(
+        &'k self,
+        path: Option<&'k str>,
+        executable: Option<&'k str>,
+        host: &'k str,
+        labels: &'k Labels,
+    ) -> Known<'k> {
+        Known {
+            container_id: self.container_id,
+            unit: self.unit.map(|unit| unit.rsplit_once('.').map_or(unit, |(name, _)| name)),
+            executable,
+            folder: self.folder,
+            cgroup: path,
+            pod_uid: self.pod_uid.as_deref(),
+            host: Some(host),
+            labels: Some(labels),
         }
     }
 }
@@ -249,6 +325,73 @@ mod tests {
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
+    fn new(settings: &WorkloadSettings, path: Option<&str>, executable: Option<&str>) -> Workload {
+        let (parts, labels) = (path.map(Parts::of).unwrap_or_default(), Labels::new());
+        Workload::new(settings, &parts.known(path, executable, &settings.host_name, &labels))
+    }
+
+    /// Workloads whose cgroups have these paths, by ids from 1 on.
+    fn workloads(template: &str, paths: &[&str]) -> Workloads {
+        let known = Paths::new(16);
+        for (id, path) in (1..).zip(paths) {
+            known.learn(id, || (*path).to_owned());
+        }
+        let settings = WorkloadSettings {
+            service_name: Some(Template::parse(template).unwrap()),
+            host_name: "h".into(),
+            ..WorkloadSettings::default()
+        };
+        Workloads::new("/nonexistent".into(), known, settings)
+    }
+
+    fn process(executable: &str) -> Process {
+        Process { pid: 1, executable: Some(executable.into()) }
+    }
+
+    #[test]
+    fn a_workload_is_made_once_and_for_each_executable_only_where_that_matters() {
+        let mut all = workloads("{unit|executable}", &["/x.service", "/plain"]);
+        let (curl, wget) = (process("curl"), process("wget"));
+        let mut name = |id, process| all.of(id, process).service_name.clone();
+        assert_eq!(name(Some(1), Some(&curl)), "x");
+        assert_eq!(name(Some(2), Some(&curl)), "curl");
+        assert_eq!(name(Some(2), Some(&wget)), "wget");
+        assert_eq!(name(Some(2), None), "h");
+        assert_eq!(name(None, Some(&curl)), "curl");
+        assert_eq!(name(Some(99), Some(&curl)), "curl", "of no known path");
+        let mut same = |a: (Option<u64>, Option<&Process>), b: (Option<u64>, Option<&Process>)| {
+            Arc::ptr_eq(&all.of(a.0, a.1), &all.of(b.0, b.1))
+        };
+        assert!(same((Some(1), Some(&curl)), (Some(1), None)));
+        assert!(same((Some(1), Some(&curl)), (Some(1), Some(&wget))));
+        assert!(same((Some(2), Some(&curl)), (Some(2), Some(&curl))));
+        assert!(!same((Some(2), Some(&curl)), (Some(2), Some(&wget))));
+        assert!(!same((Some(2), Some(&curl)), (None, Some(&curl))));
+        assert!(same((Some(99), Some(&curl)), (None, Some(&curl))));
+    }
+
+    #[test]
+    fn changed_labels_reach_the_next_record() {
+        let labels = |app: &str| Arc::new(Labels::from([("app".into(), app.into())]));
+        let (send, receive) = tokio::sync::watch::channel(labels("one"));
+        let mut all = workloads("{label:app}-{executable}", &["/a"]).with_labels(receive);
+        let curl = process("curl");
+        for app in ["one", "two"] {
+            send.send_replace(labels(app));
+            for (process, name) in [(None, format!("{app}-")), (Some(&curl), format!("{app}-curl"))]
+            {
+                let workload = all.of(Some(1), process);
+                assert_eq!(workload.service_name, name);
+                let label = workload.resource.get(&"k8s.pod.label.app".into());
+                assert_eq!(label.map(|v| v.to_string()).as_deref(), Some(app));
+                assert!(Arc::ptr_eq(&workload, &all.of(Some(1), process)));
+            }
+        }
+        // Nobody reads the file any more: the labels stay.
+        drop(send);
+        assert_eq!(all.of(Some(1), None).service_name, "two-");
+    }
+
     #[test]
     fn a_path_tells_container_pod_and_unit() {
         let systemd_pod = format!(
@@ -258,7 +401,7 @@ mod tests {
         let cgroupfs_pod = format!("/kubepods/besteffort/pod{UID}/{ID}");
         let (c, short) = (Some(ID), Some(&ID[..12]));
         let cases: &[(&str, [Option<&str>; 4])] = &[
-            // path; container id, pod uid, unit, service name
+            // path; container id, pod uid, unit, and the service's name by container or unit
             ("/", [None; 4]),
             ("/system.slice/nginx.service", [None, None, Some("nginx.service"), Some("nginx")]),
             ("/user.slice/user-0.slice/session-3.scope", [None; 4]),
@@ -276,12 +419,15 @@ mod tests {
             (&cgroupfs_pod, [c, Some(UID), None, short]),
             ("/mine/podium", [None; 4]),
         ];
+        let template = Template::parse("{container|unit}").unwrap();
         for (path, [container, pod, unit, service]) in cases {
             let parts = Parts::of(path);
+            let labels = Labels::new();
             assert_eq!(parts.container_id, *container, "{path}");
             assert_eq!(parts.pod_uid.as_deref(), *pod, "{path}");
             assert_eq!(parts.unit, *unit, "{path}");
-            assert_eq!(parts.service().as_deref(), *service, "{path}");
+            let known = parts.known(Some(path), None, "h", &labels);
+            assert_eq!(template.render(&known).as_deref(), *service, "{path}");
         }
     }
 
@@ -289,12 +435,11 @@ mod tests {
     fn the_service_name_falls_from_the_users_word_to_the_host() {
         let with = |name: Option<&str>, path: Option<&str>, executable: Option<&str>| {
             let settings = WorkloadSettings {
-                service_name: name.map(str::to_owned),
+                service_name: name.map(|text| Template::parse(text).unwrap()),
                 host_name: "host7".into(),
                 ..WorkloadSettings::default()
             };
-            let parts = path.map(Parts::of).unwrap_or_default();
-            Workload::new(&settings, path, &parts, executable).service_name
+            new(&settings, path, executable).service_name
         };
         assert_eq!(with(Some("mine"), Some("/a/x.service"), Some("curl")), "mine");
         assert_eq!(with(None, Some("/a/x.service"), Some("curl")), "x");
@@ -302,6 +447,8 @@ mod tests {
         assert_eq!(with(None, Some("/a/b"), None), "b");
         assert_eq!(with(None, Some("/"), None), "host7");
         assert_eq!(with(None, None, None), "host7");
+        assert_eq!(with(Some("{folder}@{host}"), Some("/a/b"), None), "b@host7");
+        assert_eq!(with(Some("web-{unit}"), Some("/a/b"), Some("curl")), "host7");
     }
 
     #[test]
@@ -314,10 +461,12 @@ mod tests {
             host_name: "h".into(),
             service_name: None,
         };
-        let workload = Workload::new(&settings, Some("/a"), &Parts::of("/a"), None);
+        let workload = new(&settings, Some("/a"), None);
         assert_eq!(workload.service_name, "named");
-        let wins = WorkloadSettings { service_name: Some("wins".into()), ..settings.clone() };
-        assert_eq!(Workload::new(&wins, None, &Parts::default(), None).service_name, "wins");
+        let template = Template::parse("wins{unit}").ok();
+        let wins = WorkloadSettings { service_name: template, ..settings.clone() };
+        assert_eq!(new(&wins, Some("/x.service"), None).service_name, "winsx");
+        assert_eq!(new(&wins, None, None).service_name, "h");
         let get = |key: &'static str| workload.resource.get(&key.into()).map(|v| v.to_string());
         assert_eq!(get("service.name").as_deref(), Some("named"));
         assert_eq!(get("deployment.environment.name").as_deref(), Some("prod"));

@@ -17,6 +17,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Incoming, Self::Outgoing, Self::Unknown];
+
     /// As in `flowend.connection.direction`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -72,6 +75,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 10] = [
+        Self::Fin,
+        Self::Reset,
+        Self::Refused,
+        Self::ConnectTimeout,
+        Self::Timeout,
+        Self::Aborted,
+        Self::Unreachable,
+        Self::HandshakeFailed,
+        Self::Vanished,
+        Self::Open,
+    ];
+
     /// As in `flowend.end.reason`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -39,6 +39,9 @@ impl fmt::Display for Line<'_> {
             " = exported {} + sampled_out {} + filtered{{self}} {}",
             own.exported, all.sampled_out, all.filtered_self,
         )?;
+        if all.filtered_rule > 0 {
+            write!(f, " + filtered{{rule}} {}", all.filtered_rule)?;
+        }
         for cause in DropCause::ALL {
             let n = own.dropped(cause);
             if n > 0 {

@@ -16,13 +16,14 @@ use crate::export::{Limits, Queue, Sink};
 use crate::flow::{Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 use crate::ledger::{Line, OutputLedger};
 use crate::record::EventSet;
+use crate::sample::{Action, Condition, Globs, Rule, SamplingSettings};
 
 const ALL: EventSet = EventSet { begin: true, progress: true };
 
 const ROOM: Limits = Limits { records: 1000, bytes: 1 << 20 };
 
 /// Stages with an output of each kind of interest: one that gets all records, one that gets ends.
-fn stages(sampling_ratio: f64) -> Stages {
+fn stages(ratio: f64) -> Stages {
     let ledger = Arc::new(Ledger::default());
     let sink = |signal, events| {
         Sink::Lines(Queue::new(ROOM, OutputLedger::new("otlp", signal, events, &ledger)))
@@ -48,7 +49,8 @@ fn stages(sampling_ratio: f64) -> Stages {
         ids: Ids::new("k", 1),
         community_id: Some(CommunityId { seed: 0 }),
         peer_cidrs: Vec::new(),
-        sampler: Sampler::new(sampling_ratio),
+        connections: ConnectionCounts::new(10),
+        sampler: Sampler::new(SamplingSettings { ratio, ..SamplingSettings::default() }),
         sinks: Sinks::new(Arc::new(Mapping::new(Profile::Semconv)), sinks),
         ledger,
     }
@@ -201,6 +203,55 @@ async fn an_end_with_an_error_is_kept_whatever_became_of_its_begin() {
     let reset = ConnectionEnd { reason: Reason::Reset, ..connection(RecordKind::End, 7, None) };
     stages.record(RecordKind::End, reset, 0);
     assert_eq!(counts(&stages), [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]]);
+}
+
+/// A peer named so is left out, at the end and before.
+fn dropping(name: &str) -> Stages {
+    let domains = Globs::of_domains(&[name.to_owned()]).unwrap();
+    let rule = Rule { conditions: vec![Condition::Domains(domains)], action: Action::Drop };
+    let rules = vec![rule];
+    Stages {
+        sampler: Sampler::new(SamplingSettings { rules, ..SamplingSettings::default() }),
+        ..stages(1.0)
+    }
+}
+
+#[test]
+fn a_rule_drops_by_the_name_of_the_peer_and_is_counted() {
+    let mut stages = dropping("*.db.test");
+    for (cookie, name) in [(7, "one.db.test"), (8, "www.test")] {
+        let opened = Opened { cookie, ..opened(&connection(RecordKind::Begin, cookie, None)) };
+        stages.opened.keep(&opened, Names { local: Vec::new(), remote: vec![name.into()] });
+        live(&mut stages, cookie, None);
+    }
+    assert_eq!(counts(&stages), [[2, 0, 0, 1]; 3]);
+    for kind in RecordKind::ALL {
+        assert_eq!(stages.ledger.of(kind).filtered_rule.get(), 1, "{kind:?}");
+    }
+    for line in Line::all(&stages.ledger, stages.queues[0].ledger()) {
+        let line = line.to_string();
+        let want = "seen 2 = exported 0 + sampled_out 0 + filtered{self} 0 + filtered{rule} 1 + in_flight 1";
+        assert!(line.ends_with(want), "{line}");
+    }
+}
+
+#[test]
+fn connections_are_counted_once_whatever_is_left_out_but_the_own() {
+    let ended = |mut stages: Stages| {
+        stages.own.add(7);
+        for cookie in 7..10 {
+            stages.opened.keep(
+                &opened(&connection(RecordKind::Begin, cookie, None)),
+                Names { local: Vec::new(), remote: vec!["a.test".into()] },
+            );
+            live(&mut stages, cookie, None);
+        }
+        let metrics = stages.connections.metrics();
+        metrics[0].samples.iter().map(|sample| sample.value).sum::<u64>()
+    };
+    for stages in [stages(1.0), stages(0.0), dropping("a.test")] {
+        assert_eq!(ended(stages), 2);
+    }
 }
 
 #[test]

@@ -9,11 +9,11 @@ use opentelemetry_sdk::Resource;
 use super::engine::Ended;
 use crate::community_id::CommunityId;
 use crate::config::Settings;
-use crate::enrich::Workload;
+use crate::enrich::{Known, Workload};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::record::{Record, RecordKind};
-use crate::sample::Sampler;
+use crate::sample::{Decision, Facts, Sampler};
 
 /// `service.name` of the records, unless the user says otherwise.
 const SERVICE_NAME: &str = "replay";
@@ -38,7 +38,7 @@ impl Recorder {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             ids: Ids::new(&settings.ids_key, SEED),
-            sampler: Sampler::new(settings.sampling_ratio),
+            sampler: Sampler::new(settings.sampling.clone()),
             peer_cidrs: settings.peer_cidrs.clone(),
             community_id: settings.community_id,
             workload: Arc::new(workload(settings)),
@@ -46,15 +46,30 @@ impl Recorder {
         }
     }
 
-    /// The record; `None` where sampling leaves it out.
+    /// The record; `None` where sampling or a rule leaves it out.
     pub(super) fn record(&self, ended: Ended) -> Option<Arc<Record>> {
         let Ended { end, local_names, remote_names } = ended;
         let ledger = self.ledger.of(RecordKind::End);
         ledger.seen.add(1);
         let ids = self.ids.of(&end);
-        let Some(sampling) = self.sampler.keep(ids.trace_id, end.reason) else {
-            ledger.sampled_out.add(1);
-            return None;
+        // A capture tells neither cgroup nor process.
+        let sampling = match self.sampler.decide(&Facts {
+            trace_id: ids.trace_id,
+            kind: RecordKind::End,
+            end: &end,
+            remote_names: &remote_names,
+            cgroup_path: None,
+            executable: None,
+        }) {
+            Decision::Keep(kept) => kept,
+            Decision::SampledOut => {
+                ledger.sampled_out.add(1);
+                return None;
+            }
+            Decision::Filtered => {
+                ledger.filtered_rule.add(1);
+                return None;
+            }
         };
         let peer = end.remote.ip();
         let sends_spans = self.peer_cidrs.iter().any(|range| range.contains(&peer));
@@ -81,8 +96,10 @@ impl Recorder {
 /// The resource: nothing of this host, on which the capture need not have been made.
 fn workload(settings: &Settings) -> Workload {
     let mut attributes = settings.resource_attributes.clone();
-    if let Some(name) = &settings.service_name {
-        attributes.insert("service.name".into(), name.clone());
+    // A template asks for what no capture tells; its plain text is known.
+    let name = settings.service_name.as_ref().and_then(|t| t.render(&Known::default()));
+    if let Some(name) = name {
+        attributes.insert("service.name".into(), name);
     }
     let service_name =
         attributes.entry("service.name".into()).or_insert_with(|| SERVICE_NAME.into()).clone();

@@ -83,7 +83,8 @@ fn records(counts: &Counts<'_>) -> Vec<Metric> {
             became = became
                 .with(labels("exported", ""), own.exported)
                 .with(labels("sampled_out", ""), all.sampled_out.get())
-                .with(labels("filtered", "self"), all.filtered_self.get());
+                .with(labels("filtered", "self"), all.filtered_self.get())
+                .with(labels("filtered", "rule"), all.filtered_rule.get());
             for cause in DropCause::ALL {
                 became = became.with(labels("dropped", cause.as_str()), own.dropped(cause));
             }
@@ -103,9 +104,10 @@ mod tests {
     fn the_samples_of_an_output_add_up_to_what_was_seen() {
         let ledger = Ledger::default();
         let end = ledger.of(RecordKind::End);
-        end.seen.add(15);
+        end.seen.add(21);
         end.sampled_out.add(1);
         end.filtered_self.add(2);
+        end.filtered_rule.add(6);
         let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
         for _ in 0..7 {
             output.enqueue(RecordKind::End);
@@ -124,7 +126,7 @@ mod tests {
         });
         let find = |name: &str| metrics.iter().find(|m| m.name == name).unwrap();
         let sum = |name: &str| find(name).samples.iter().map(|s| s.value).sum::<u64>();
-        assert_eq!(sum("flowend_records") + sum("flowend_records_in_flight"), 15);
+        assert_eq!(sum("flowend_records") + sum("flowend_records_in_flight"), 21);
         assert_eq!(sum("flowend_ring_lost"), 21);
         assert_eq!(sum("flowend_packets_unreadable"), 24);
         for metric in &metrics {

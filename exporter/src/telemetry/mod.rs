@@ -3,13 +3,16 @@
 //! The counts of one answer belong together: they are taken in one moment by the task that owns the data
 //! path, which is asked for each scrape.
 
+mod connections;
 mod counts;
 mod names;
 mod server;
 
+pub use connections::ConnectionCounts;
 pub use counts::{Counts, Sources, gather};
 pub use server::{Scrape, Telemetry};
 
+use std::borrow::Cow;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -45,7 +48,7 @@ pub enum MetricKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Name and value of each label.
-    pub labels: Vec<(&'static str, &'static str)>,
+    pub labels: Vec<(&'static str, Cow<'static, str>)>,
     /// The value.
     pub value: u64,
 }
@@ -67,7 +70,8 @@ impl Metric {
         labels: [(&'static str, &'static str); N],
         value: u64,
     ) -> Self {
-        self.samples.push(Sample { labels: labels.to_vec(), value });
+        let labels = labels.map(|(name, value)| (name, Cow::Borrowed(value))).to_vec();
+        self.samples.push(Sample { labels, value });
         self
     }
 }
@@ -102,11 +106,22 @@ impl Collector for All {
                     write(metric.kind, sample.value, encoder)?;
                     break;
                 }
-                write(metric.kind, sample.value, encoder.encode_family(&sample.labels)?)?;
+                let labels: Vec<_> =
+                    sample.labels.iter().map(|(name, value)| (*name, escaped(value))).collect();
+                write(metric.kind, sample.value, encoder.encode_family(&labels)?)?;
             }
         }
         Ok(())
     }
+}
+
+/// A label's value as OpenMetrics text has it: prometheus-client leaves that to its users. Whoever names an
+/// executable would else write metrics of his own.
+fn escaped(value: &str) -> Cow<'_, str> {
+    if !value.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n"))
 }
 
 fn write(kind: MetricKind, value: u64, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
@@ -128,11 +143,20 @@ mod tests {
             Metric::counter("flowend_things", "Things")
                 .with([("kind", "one")], 1)
                 .with([("kind", "two")], u64::MAX),
+            Metric {
+                samples: vec![Sample {
+                    labels: vec![("of", Cow::Borrowed("a \"b\"\\\nflowend_forged 1"))],
+                    value: 3,
+                }],
+                ..Metric::gauge("flowend_named", "Of somebody's choice")
+            },
             Metric::gauge("flowend_waiting", "Things that wait").with([], 7),
         ];
         let want = "# HELP flowend_things Things\n# TYPE flowend_things counter\n\
             flowend_things_total{kind=\"one\"} 1\n\
             flowend_things_total{kind=\"two\"} 18446744073709551615\n\
+            # HELP flowend_named Of somebody's choice\n# TYPE flowend_named gauge\n\
+            flowend_named{of=\"a \\\"b\\\"\\\\\\nflowend_forged 1\"} 3\n\
             # HELP flowend_waiting Things that wait\n# TYPE flowend_waiting gauge\n\
             flowend_waiting 7\n# EOF\n";
         assert_eq!(encode(metrics), want);
