@@ -4,6 +4,7 @@
 //! `OTEL_*` variables, `FLOWEND_*`, `--set`. Every error names the file, variable or option, the key
 //! and the remedy.
 
+mod changes;
 mod env;
 mod layers;
 mod names;
@@ -12,6 +13,7 @@ mod raw;
 mod receiver;
 mod settings;
 
+pub use changes::{Changes, changes};
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
 pub use print::print;

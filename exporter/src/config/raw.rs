@@ -31,6 +31,9 @@ pub(super) struct RawSettings {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTelemetry {
     pub(super) listen: String,
+    pub(super) ready_after: String,
+    pub(super) otlp: bool,
+    pub(super) otlp_interval: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +60,7 @@ pub(super) struct RawOtlp {
     pub(super) traces: RawSignal,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSignal {
     pub(super) endpoint: String,

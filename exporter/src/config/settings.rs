@@ -9,8 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::ConfigError;
 use super::names::{self, NameSettings};
-use super::raw::{RawAttributes, RawSettings};
-use super::receiver::{SignalReceivers, receiver};
+use super::raw::{RawAttributes, RawSettings, RawSignal, RawTelemetry};
+use super::receiver::{Receiver, SignalReceivers, receiver};
 use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::record::{EventSet, RecordKind};
@@ -70,6 +70,12 @@ pub struct Settings {
     pub resource_attributes: BTreeMap<String, String>,
     /// Where flowend tells its own counts, if anywhere.
     pub telemetry_listen: Option<SocketAddr>,
+    /// Not ready once a destination has been failing for longer.
+    pub ready_after: Duration,
+    /// How often flowend's own counts are exported over OTLP, if at all.
+    pub telemetry_otlp: Option<Duration>,
+    /// Where to.
+    pub metrics_receiver: Receiver,
     /// How long records may be sent after the signal to stop.
     pub shutdown_timeout: Duration,
 }
@@ -201,6 +207,15 @@ impl Settings {
             service_name: non_empty(raw.resource.service_name),
             resource_attributes: raw.resource.attributes,
             telemetry_listen: listen("telemetry.listen", &raw.telemetry.listen, origin)?,
+            ready_after: duration("telemetry.ready_after", &raw.telemetry.ready_after, origin)?,
+            telemetry_otlp: telemetry_otlp(&raw.telemetry, origin)?,
+            metrics_receiver: receiver(
+                &raw.otlp,
+                &RawSignal::default(),
+                "otlp",
+                "/v1/metrics",
+                origin,
+            )?,
             shutdown_timeout: duration("shutdown.timeout", &raw.shutdown.timeout, origin)?,
         })
     }
@@ -344,6 +359,14 @@ fn listen(key: &str, text: &str, origin: Origin<'_>) -> Result<Option<SocketAddr
             format!("\"{text}\" is no address with a port; write one like \"127.0.0.1:9464\"");
         bad(key, origin, problem)
     })
+}
+
+fn telemetry_otlp(
+    telemetry: &RawTelemetry,
+    origin: Origin<'_>,
+) -> Result<Option<Duration>, ConfigError> {
+    let interval = positive("telemetry.otlp_interval", &telemetry.otlp_interval, origin)?;
+    Ok(telemetry.otlp.then_some(interval))
 }
 
 fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {

@@ -24,6 +24,7 @@ use crate::encode::{self, LogEncoder};
 use crate::enrich::Workload;
 use crate::ledger::DropCause;
 use crate::record::Record;
+use crate::telemetry::Failing;
 
 /// A failing receiver is complained about at most this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
@@ -58,6 +59,7 @@ pub fn spawn(
     export: Export,
     profile: Profile,
     own: OwnSockets,
+    failing: Arc<Failing>,
 ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
     let (client, last_error) = Client::build(signal, receiver, profile, own)
         .map_err(|error| anyhow::anyhow!("OTLP receiver {}: {error}", receiver.endpoint))?;
@@ -68,6 +70,7 @@ pub fn spawn(
         last_error,
         endpoint: receiver.endpoint.to_string(),
         export,
+        failing,
         failing_since: None,
         complained: None,
     };
@@ -81,6 +84,7 @@ struct ExportTask {
     last_error: Arc<Mutex<Option<String>>>,
     endpoint: String,
     export: Export,
+    failing: Arc<Failing>,
     failing_since: Option<Instant>,
     complained: Option<Instant>,
 }
@@ -134,6 +138,7 @@ impl ExportTask {
     }
 
     fn complain(&mut self, words: &str) {
+        self.failing.failed(words);
         self.failing_since.get_or_insert_with(Instant::now);
         if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             self.complained = Some(Instant::now());
@@ -143,6 +148,7 @@ impl ExportTask {
 
     fn recovered(&mut self) {
         if let Some(since) = self.failing_since.take() {
+            self.failing.worked();
             self.complained = None;
             info!(
                 "{} to {}: works again after {} s",
@@ -289,10 +295,10 @@ impl Client {
 /// Puts the configured headers on each gRPC request. They replace what opentelemetry-otlp reads from
 /// the environment by itself: the layers of the configuration have decided already.
 #[derive(Clone)]
-struct Headers(MetadataMap);
+pub(super) struct Headers(MetadataMap);
 
 impl Headers {
-    fn new(receiver: &Receiver) -> Self {
+    pub(super) fn new(receiver: &Receiver) -> Self {
         Self(MetadataMap::from_headers(receiver.headers.iter().cloned().collect()))
     }
 }

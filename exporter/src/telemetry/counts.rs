@@ -1,14 +1,16 @@
 //! What is counted, under the names of its metrics.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 
-use super::{Metric, names};
+use super::{Metric, names, sdk};
 use crate::dns::Dns;
 use crate::enrich::{Hosts, Reverse};
 use crate::ledger::{DropCause, Ledger, OutputLedger};
 use crate::record::RecordKind;
+use crate::reload::ReloadCounts;
 
 /// Where the counts of one moment stand.
 #[derive(Debug)]
@@ -17,12 +19,20 @@ pub struct Counts<'a> {
     pub ledger: &'a Ledger,
     /// One for each output and signal.
     pub outputs: &'a [Arc<OutputLedger>],
+    /// Records that may wait for each of them.
+    pub queue_records: usize,
     /// Events of the probe that found the ring full.
     pub lost: [u64; LOST_SLOTS.len()],
     /// What names are made of.
     pub names: Sources<'a>,
     /// Packets that the probe could not read.
     pub skipped: [u64; SKIPPED_SLOTS.len()],
+    /// Cgroups attached to as targets.
+    pub attached: usize,
+    /// How often somebody else detached the programs.
+    pub detachments: u64,
+    /// Where the configuration can be reloaded.
+    pub reloads: Option<&'a ReloadCounts>,
 }
 
 /// What tells names.
@@ -38,60 +48,151 @@ pub struct Sources<'a> {
 
 /// The metrics of one moment.
 pub fn gather(counts: &Counts<'_>) -> Vec<Metric> {
-    let mut metrics = records(counts);
+    let mut metrics = Vec::new();
+    for family in FAMILIES.iter().filter(|family| family.is_made(counts.outputs)) {
+        metrics.extend(records(counts, family));
+    }
     let mut lost = Metric::counter(
-        "flowend_ring_lost",
+        "flowend.ring.lost",
         "Events that found the ring buffer full, by what they were of",
     );
     for (kind, n) in LOST_SLOTS.into_iter().zip(counts.lost) {
         lost = lost.with([("kind", kind)], n);
     }
     let mut skipped =
-        Metric::counter("flowend_packets_unreadable", "Packets that could not be read, by cause");
+        Metric::counter("flowend.packets.unreadable", "Packets that could not be read, by cause");
     for (cause, n) in SKIPPED_SLOTS.into_iter().zip(counts.skipped) {
         skipped = skipped.with([("cause", cause)], n);
     }
-    metrics.extend([lost, skipped, names::connections(&counts.ledger.names)]);
+    let attached = Metric::gauge("flowend.cgroups.attached", "Cgroups attached to as targets")
+        .with([], counts.attached as u64);
+    let detachments = Metric::counter(
+        "flowend.cgroups.detachments",
+        "How often somebody else detached the programs of a cgroup; they were attached again",
+    )
+    .with([], counts.detachments);
+    metrics.extend([lost, skipped, attached, detachments]);
+    metrics.push(names::connections(&counts.ledger.names));
     let Sources { dns, hosts, reverse } = counts.names;
     metrics.extend(dns.into_iter().flat_map(names::dns));
     metrics.extend(hosts.into_iter().flat_map(|hosts| names::hosts(&hosts.stats())));
     metrics.extend(reverse.into_iter().flat_map(|reverse| names::reverse(&reverse.stats())));
+    metrics.extend(counts.reloads.into_iter().flat_map(reloads));
+    metrics.extend(sdk::metrics(counts.outputs, counts.queue_records));
     metrics
 }
 
-/// The ledger of each output: for ends, and for begins and progresses where there are any.
-fn records(counts: &Counts<'_>) -> Vec<Metric> {
-    let mut seen = Metric::counter("flowend_records_seen", "Records made of connections, by kind");
-    for kind in RecordKind::ALL {
-        seen = seen.with([("kind", kind.as_str())], counts.ledger.of(kind).seen.get());
-    }
-    let mut became = Metric::counter(
-        "flowend_records",
-        "What became of the records that each output was to get; cause is that of a drop",
-    );
-    let mut in_flight = Metric::gauge(
-        "flowend_records_in_flight",
-        "Records that wait for an output or for its answer",
-    );
-    for output in counts.outputs {
-        for kind in RecordKind::ALL.into_iter().filter(|kind| output.events.contains(*kind)) {
-            let (all, own) = (counts.ledger.of(kind), output.of(kind));
-            let labels = |outcome, cause| {
-                let output = ("output", output.name);
-                [output, ("kind", kind.as_str()), ("outcome", outcome), ("cause", cause)]
-            };
-            became = became
-                .with(labels("exported", ""), own.exported.get())
-                .with(labels("sampled_out", ""), all.sampled_out.get())
-                .with(labels("filtered", "self"), all.filtered_self.get());
-            for cause in DropCause::ALL {
-                became = became.with(labels("dropped", cause.as_str()), own.dropped(cause));
-            }
-            let labels = [("output", output.name), ("kind", kind.as_str())];
-            in_flight = in_flight.with(labels, own.in_flight());
+/// Where the records of one ledger go.
+pub(super) struct Place {
+    /// "logs" or "traces" of OTLP, "text" or "json".
+    pub(super) signal: &'static str,
+    /// Its name; "stdout".
+    pub(super) destination: Cow<'static, str>,
+}
+
+impl Place {
+    pub(super) fn of(output: &OutputLedger) -> Self {
+        match output.name.split_once('.') {
+            Some((destination, signal)) => Self { signal, destination: destination.into() },
+            None => Self { signal: output.name, destination: "stdout".into() },
         }
     }
-    vec![seen, became, in_flight]
+
+    fn labels(
+        &self,
+        more: impl IntoIterator<Item = (&'static str, &'static str)>,
+    ) -> Vec<(&'static str, Cow<'static, str>)> {
+        let mut labels =
+            vec![("signal", self.signal.into()), ("destination", self.destination.clone())];
+        labels.extend(more.into_iter().map(|(key, value)| (key, value.into())));
+        labels
+    }
+}
+
+/// The metrics of one kind of record.
+struct Family {
+    kind: RecordKind,
+    seen: [&'static str; 2],
+    became: [&'static str; 2],
+    in_flight: [&'static str; 2],
+}
+
+const FAMILIES: [Family; 3] = [
+    Family {
+        kind: RecordKind::End,
+        seen: ["flowend.ends.seen", "Ends of connections"],
+        became: ["flowend.ends", "What became of each end; with those in flight, what was seen"],
+        in_flight: ["flowend.ends.in_flight", "Ends that wait, or whose answer is waited for"],
+    },
+    Family {
+        kind: RecordKind::Begin,
+        seen: ["flowend.begins.seen", "Begins of connections"],
+        became: [
+            "flowend.begins",
+            "What became of each begin; with those in flight, what was seen",
+        ],
+        in_flight: ["flowend.begins.in_flight", "Begins that wait, or whose answer is waited for"],
+    },
+    Family {
+        kind: RecordKind::Progress,
+        seen: ["flowend.progresses.seen", "Reports on open connections"],
+        became: [
+            "flowend.progresses",
+            "What became of each report on an open connection; with those in flight, what was seen",
+        ],
+        in_flight: [
+            "flowend.progresses.in_flight",
+            "Reports on open connections that wait, or whose answer is waited for",
+        ],
+    },
+];
+
+impl Family {
+    fn is_made(&self, outputs: &[Arc<OutputLedger>]) -> bool {
+        outputs.iter().any(|output| output.events.contains(self.kind))
+    }
+}
+
+/// The ledger of each output for one kind of record: for each signal and destination, `seen` is the sum of
+/// `became` and `in_flight`.
+fn records(counts: &Counts<'_>, family: &Family) -> [Metric; 3] {
+    let all = counts.ledger.of(family.kind);
+    let [name, help] = family.seen;
+    let seen = Metric::counter(name, help).with([], all.seen.get());
+    let [name, help] = family.became;
+    let mut became = Metric::counter(name, help);
+    let [name, help] = family.in_flight;
+    let mut in_flight = Metric::gauge(name, help);
+    for output in counts.outputs.iter().filter(|output| output.events.contains(family.kind)) {
+        let (own, place) = (output.of(family.kind), Place::of(output));
+        became = became
+            .with_labels(place.labels([("outcome", "exported")]), own.exported.get())
+            .with_labels(place.labels([("outcome", "sampled_out")]), all.sampled_out.get())
+            .with_labels(
+                place.labels([("outcome", "filtered"), ("cause", "self")]),
+                all.filtered_self.get(),
+            );
+        for cause in DropCause::ALL {
+            let labels = place.labels([("outcome", "dropped"), ("cause", cause.as_str())]);
+            became = became.with_labels(labels, own.dropped(cause));
+        }
+        in_flight = in_flight.with_labels(place.labels([]), own.in_flight());
+    }
+    [seen, became, in_flight]
+}
+
+fn reloads(counts: &ReloadCounts) -> [Metric; 2] {
+    [
+        Metric::counter("flowend.config.reloads", "Reloads of the configuration, by how they went")
+            .with([("outcome", "applied")], counts.applied.get())
+            .with([("outcome", "unchanged")], counts.unchanged.get())
+            .with([("outcome", "refused")], counts.refused.get()),
+        Metric::gauge(
+            "flowend.config.last_reload_success",
+            "1 where the configuration as it is written could be used, else 0",
+        )
+        .with([], u64::from(counts.last_succeeded())),
+    ]
 }
 
 #[cfg(test)]
@@ -106,25 +207,69 @@ mod tests {
         end.seen.add(15);
         end.sampled_out.add(1);
         end.filtered_self.add(2);
-        let output = OutputLedger::new("text", EventSet::ENDS);
-        let own = output.of(RecordKind::End);
-        own.exported.add(3);
-        own.queued.add(4);
-        own.drop_records(DropCause::QueueFull, 5);
+        let text = OutputLedger::new("text", EventSet::ENDS);
+        let logs = OutputLedger::new("otlp.logs", EventSet { begin: true, progress: false });
+        for output in [&text, &logs] {
+            let own = output.of(RecordKind::End);
+            own.exported.add(3);
+            own.queued.add(4);
+            own.drop_records(DropCause::QueueFull, 5);
+        }
+        logs.of(RecordKind::Begin).queued.add(1);
+        ledger.of(RecordKind::Begin).seen.add(1);
+        let reloads = ReloadCounts::default();
+        reloads.refused.add(2);
         let metrics = gather(&Counts {
             ledger: &ledger,
-            outputs: &[output],
+            outputs: &[text, logs],
+            queue_records: 9,
             names: Sources::default(),
             lost: [0, 1, 2, 3, 4, 5, 6],
             skipped: [7, 8, 9],
+            attached: 3,
+            detachments: 2,
+            reloads: Some(&reloads),
         });
         let find = |name: &str| metrics.iter().find(|m| m.name == name).unwrap();
-        let sum = |name: &str| find(name).samples.iter().map(|s| s.value).sum::<u64>();
-        assert_eq!(sum("flowend_records") + sum("flowend_records_in_flight"), 15);
-        assert_eq!(sum("flowend_ring_lost"), 21);
-        assert_eq!(sum("flowend_packets_unreadable"), 24);
+        let sum = |name: &str, destination: &str| {
+            let is_of = |labels: &[(&str, Cow<'_, str>)]| {
+                labels.iter().all(|(key, value)| *key != "destination" || value == destination)
+            };
+            let samples = find(name).samples.iter().filter(|s| is_of(&s.labels));
+            samples.map(|s| s.value).sum::<u64>()
+        };
+        for destination in ["stdout", "otlp"] {
+            assert_eq!(sum("flowend.ends", destination), 11);
+            assert_eq!(sum("flowend.ends.in_flight", destination), 4);
+        }
+        assert_eq!(sum("flowend.ends.seen", ""), 15);
+        assert_eq!(
+            (sum("flowend.begins", "otlp"), sum("flowend.begins.in_flight", "otlp")),
+            (0, 1)
+        );
+        assert_eq!(sum("flowend.begins.in_flight", "stdout"), 0, "no begins go there");
+        assert!(!metrics.iter().any(|m| m.name == "flowend.progresses"), "none are made");
+        assert_eq!(sum("flowend.ring.lost", ""), 21);
+        assert_eq!(sum("flowend.packets.unreadable", ""), 24);
+        assert_eq!(sum("flowend.config.reloads", ""), 2);
+        assert_eq!(sum("flowend.config.last_reload_success", ""), 1);
+        let mut names = std::collections::BTreeSet::new();
         for metric in &metrics {
             assert!(!metric.samples.is_empty(), "{}", metric.name);
+            assert!(names.insert(metric.name), "{} is there twice", metric.name);
+        }
+    }
+
+    #[test]
+    fn an_output_is_a_signal_and_a_destination() {
+        for (name, want) in [
+            ("text", ("text", "stdout")),
+            ("json", ("json", "stdout")),
+            ("otlp.logs", ("logs", "otlp")),
+            ("otlp.traces", ("traces", "otlp")),
+        ] {
+            let place = Place::of(&OutputLedger::new(name, EventSet::ENDS));
+            assert_eq!((place.signal, place.destination.as_ref()), want, "{name}");
         }
     }
 }

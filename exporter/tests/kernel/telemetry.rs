@@ -6,6 +6,8 @@ use std::net::{TcpListener, TcpStream};
 
 use super::support::{Flowend, can_run, wait_until};
 
+const JSON: &str = r#"signal="json",destination="stdout""#;
+
 /// Metrics by name and labels.
 fn scrape(port: u16) -> BTreeMap<String, u64> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -52,13 +54,12 @@ fn the_counts_add_up_at_each_scrape_and_scrapes_are_not_reported() {
         drop(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         drop(listener.accept().unwrap());
     }
-    let end = r#"kind="end""#;
     wait_until(
         || {
             let now = scrape(port);
-            let seen = sum(&now, "flowend_records_seen_total", end);
-            let became = sum(&now, "flowend_records_total", end);
-            assert_eq!(seen, became + sum(&now, "flowend_records_in_flight", end), "{now:?}");
+            let seen = sum(&now, "flowend_ends_seen_total", "");
+            let became = sum(&now, "flowend_ends_total", JSON);
+            assert_eq!(seen, became + sum(&now, "flowend_ends_in_flight", JSON), "{now:?}");
             let messages = sum(&now, "flowend_dns_messages_seen_total", "");
             assert_eq!(messages, sum(&now, "flowend_dns_messages_total", ""), "{now:?}");
             let segments = sum(&now, "flowend_dns_segments_total", "");
@@ -66,7 +67,7 @@ fn the_counts_add_up_at_each_scrape_and_scrapes_are_not_reported() {
             assert_eq!(sum(&now, "flowend_dns_segments_seen_total", ""), segments + waiting);
             // Both ends of the five, and scrapes enough.
             sum(&now, "flowend_connections_reported_total", "") >= 10
-                && sum(&now, "flowend_records_total", r#"cause="self""#) >= 5
+                && sum(&now, "flowend_ends_total", r#"cause="self""#) >= 5
         },
         || flowend.stderr(),
     );
