@@ -1,13 +1,14 @@
 //! Reload: by signal and by each way a file changes; what is good takes effect, what is bad does not.
 
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::connections::{Role, make};
-use super::support::{Cgroup, Flowend, Puppet, can_run, step, wait_until};
+use super::support::{Cgroup, Flowend, Puppet, can_run, wait_until};
+use super::telemetry::{port, scrape, sum};
 
 /// A folder with a configuration file, and the program that runs by it.
 struct Site {
@@ -17,10 +18,15 @@ struct Site {
 
 impl Site {
     fn start(text: &str) -> Self {
+        Self::start_with(text, &[])
+    }
+
+    fn start_with(text: &str, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowend.toml");
         std::fs::write(&file, text).unwrap();
-        let flowend = Flowend::run(&["--config", file.to_str().unwrap(), "--output=json"]);
+        let fixed = ["--config", file.to_str().unwrap(), "--output=json"];
+        let flowend = Flowend::run(&[&fixed, args].concat());
         Self { folder, flowend }
     }
 
@@ -156,7 +162,7 @@ fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
         return;
     }
     let cgroup = Cgroup::new();
-    let site = Site::start(&config(&cgroup, "first"));
+    let site = Site::start_with(&config(&cgroup, "first"), &["--set=telemetry.listen=127.0.0.1:0"]);
     let text = format!("{}[flows]\nmax = 1000\n[ids]\nkey = \"hush\"\n", config(&cgroup, "second"));
     site.replace(&text);
     site.wait_for("configuration reloaded: resource.service_name", 1);
@@ -165,23 +171,27 @@ fn what_needs_a_restart_is_named_and_the_rest_takes_effect() {
         1,
     );
     assert_eq!(site.service(&cgroup), "second");
-    // The level of the messages is among what takes effect.
-    site.replace(&format!("{text}[log]\nlevel = \"error\"\n"));
-    site.wait_for("log.level", 0);
-    wait_until(
-        || {
-            site.hang_up();
-            step();
-            let before = site.flowend.stderr().len();
-            site.hang_up();
-            step();
-            site.flowend.stderr().len() == before
-        },
-        || site.flowend.stderr(),
-    );
     assert!(!site.flowend.stderr().contains("hush"), "a secret: {}", site.flowend.stderr());
+
+    // The level of the messages is among what takes effect.
+    let port = port(&site.flowend);
+    let reloads = |outcome: &str| {
+        sum(&scrape(port), "flowend_config_reloads_total", &format!("outcome=\"{outcome}\""))
+    };
+    site.replace(&format!("{text}[log]\nlevel = \"error\"\n"));
+    wait_until(|| reloads("applied") == 2, || site.flowend.stderr());
+    let before = site.flowend.stderr();
+    site.hang_up();
+    // A restart is still to come.
+    wait_until(|| reloads("applied") == 3, || site.flowend.stderr());
+    assert_eq!(site.flowend.stderr(), before, "not even a warning");
+    assert_eq!(sum(&scrape(port), "flowend_config_last_reload_success", ""), 1);
+    site.replace("oops");
+    wait_until(|| reloads("refused") == 1, || site.flowend.stderr());
+    assert_eq!(sum(&scrape(port), "flowend_config_last_reload_success", ""), 0);
+    site.wait_for("the configuration is not reloaded", 1);
     site.replace(&text);
-    site.wait_for("log.level", 1);
+    site.wait_for("configuration reloaded: log.level", 1);
     site.flowend.stop();
 }
 
@@ -201,12 +211,6 @@ fn an_added_target_is_attached_and_a_removed_one_is_detached() {
         names.dedup();
         names
     };
-    let both = |site: &Site| {
-        let before = site.flowend.json().len();
-        connect(&first);
-        connect(&second);
-        before
-    };
     for (targets, want) in [
         (vec![&second], vec![second.name.clone()]),
         (vec![&first, &second], {
@@ -216,10 +220,8 @@ fn an_added_target_is_attached_and_a_removed_one_is_detached() {
         }),
         (vec![&first], vec![first.name.clone()]),
     ] {
-        let attached: Vec<_> = want.iter().map(|name| site.messages_of(name)).collect();
         let names: Vec<_> = targets.iter().map(|cgroup| format!("\"{}\"", cgroup.name)).collect();
         site.replace(&format!("targets = [{}]\n", names.join(",")));
-        drop(attached);
         for cgroup in [&first, &second] {
             let is_wanted = want.contains(&cgroup.name);
             wait_until(
@@ -230,7 +232,9 @@ fn an_added_target_is_attached_and_a_removed_one_is_detached() {
                 || site.flowend.stderr(),
             );
         }
-        let before = both(&site);
+        let before = site.flowend.json().len();
+        connect(&first);
+        connect(&second);
         wait_until(
             || site.flowend.json().len() >= before + 2 * want.len(),
             || site.flowend.stderr(),
