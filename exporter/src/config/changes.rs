@@ -153,7 +153,7 @@ mod tests {
         ];
         for (set, live, restart) in cases {
             let got = changes(&with(base), &with(set));
-            assert_eq!((got.live.as_slice(), got.restart.as_slice()).0, *live, "{set:?}");
+            assert_eq!(got.live, *live, "{set:?}");
             assert_eq!(got.restart, *restart, "{set:?}");
             assert_eq!(got.is_empty(), live.is_empty() && restart.is_empty());
         }

@@ -110,7 +110,7 @@ fn a_signal_a_write_a_replacement_and_a_turned_link_each_reload() {
     }
     let cgroup = Cgroup::new();
     let folder = tempfile::tempdir().unwrap();
-    let root = folder.path();
+    let root = folder.path().to_owned();
     // As kubelet leaves the volume of a ConfigMap.
     let version = |service: &str| {
         std::fs::create_dir(root.join(format!("..{service}"))).unwrap();
