@@ -6,13 +6,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use flowend::cli::{Cli, Command, ConfigArgs};
-use flowend::config::{self, ConfigError, Layered, Output, Settings};
+use flowend::config::{self, ConfigError, Layered, Output, Settings, Sources};
+use flowend::notify::ServiceManager;
+use flowend::reload::{Reloader, SetLogLevel};
 use flowend::run::Sidecar;
 use flowend::{check, demo, replay};
 use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
+use tracing_subscriber::filter::Targets;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -44,13 +47,19 @@ fn main() -> ExitCode {
 
 /// The sidecar, until it is told to stop.
 fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
-    with_config(args, outputs, |layered| {
-        in_runtime(async move {
-            let mut signals = StopSignals::new()?;
-            let stop = async move { signals.next().await };
-            Sidecar::start(&layered.settings)?.run(stop).await?;
-            Ok(())
-        })
+    let sources = args.sources(outputs);
+    let (layered, set_log_level) = load(&sources)?;
+    in_runtime(async move {
+        let mut signals = StopSignals::new()?;
+        // From now on it does not end the process.
+        let hangups = signal(SignalKind::hangup())?;
+        let sidecar = Sidecar::start(&layered.settings)?;
+        let manager = ServiceManager;
+        let (reloader, reloads) = Reloader::new(sources, layered, set_log_level, manager);
+        tokio::spawn(reloader.run(hangups));
+        let stop = async move { signals.next().await };
+        sidecar.controlled_by(manager, reloads).run(stop).await?;
+        Ok(())
     })
 }
 
@@ -82,31 +91,45 @@ fn with_config(
     outputs: &[Output],
     then: impl FnOnce(Layered) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let layered = config::load(&args.sources(outputs))?;
-    start_log(layered.settings.log_level);
-    for warning in &layered.warnings {
-        warn!("{warning}");
-    }
+    let (layered, _) = load(&args.sources(outputs))?;
     then(layered)
 }
 
-fn start_log(level: LevelFilter) {
-    use std::io::IsTerminal as _;
-    use tracing_subscriber::filter::Targets;
-    use tracing_subscriber::prelude::*;
+fn load(sources: &Sources) -> anyhow::Result<(Layered, SetLogLevel)> {
+    let layered = config::load(sources)?;
+    let set_log_level = start_log(layered.settings.log_level);
+    for warning in &layered.warnings {
+        warn!("{warning}");
+    }
+    Ok((layered, set_log_level))
+}
+
+/// Which messages are written.
+fn log_filter(level: LevelFilter) -> Targets {
     // Libraries speak up only when something is wrong.
-    let filter = Targets::new()
+    Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         // Its resolver warns of each packet that is no answer, and anybody may send some. What failed is
         // counted.
         .with_target("hickory", LevelFilter::OFF)
-        .with_target("flowend", level);
+        .with_target("flowend", level)
+}
+
+/// Returns what sets another level.
+fn start_log(level: LevelFilter) -> SetLogLevel {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::prelude::*;
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(level));
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .with_filter(filter);
     tracing_subscriber::registry().with(layer).init();
+    Box::new(move |level| {
+        // It fails only where the subscriber is gone, which lives as long as the process.
+        let _ = handle.reload(log_filter(level));
+    })
 }
 
 fn in_runtime(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

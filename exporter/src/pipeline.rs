@@ -10,8 +10,9 @@ use flowend_probe_types::{Addr, Event, RingItem};
 use ipnet::IpNet;
 
 use crate::community_id::CommunityId;
+use crate::config::Settings;
 use crate::dns::{Dns, Scopes};
-use crate::enrich::{Hosts, Process, Processes, Reverse, Workloads};
+use crate::enrich::{Hosts, Process, Processes, Reverse, WorkloadSettings, Workloads};
 use crate::export::{OwnSockets, Sinks};
 use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, Opened};
 use crate::ids::Ids;
@@ -146,9 +147,14 @@ impl Pipeline {
         self.stages.sinks.close();
     }
 
-    /// Records go elsewhere from now on.
-    pub fn pour(&mut self, sinks: Sinks) {
+    /// Takes in other settings, between two events: whatever is reported from now on is reported by them. What
+    /// is known of open connections stays, and so do their ids.
+    pub fn apply(&mut self, settings: &Settings, workloads: WorkloadSettings, sinks: Sinks) {
         self.stages.sinks = sinks;
+        self.stages.sampler = Sampler::new(settings.sampling.clone());
+        self.stages.community_id = settings.community_id;
+        self.stages.peer_cidrs.clone_from(&settings.peer_cidrs);
+        self.stages.workloads.reconfigure(workloads);
     }
 
     /// Says which folders are attached to: cgroup id and path below the mount.

@@ -1,17 +1,19 @@
 //! `flowend run`: from settings to a running sidecar, and to an orderly end.
 
+mod control;
 mod names;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::cgroup::{self, Paths};
@@ -24,11 +26,15 @@ use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
 use crate::look::{Look, LookSettings, Looker};
+use crate::notify::ServiceManager;
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
 use crate::probe::{LoadOptions, Probe, TargetWatch};
+use crate::reload::{Reload, Reloads};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
-use crate::telemetry::{self, ConnectionCounts, Counts, Metric, Scrape, Sources, Telemetry};
+use crate::targets::Pattern;
+use crate::telemetry::ConnectionCounts;
+use control::{Ask, Control, Moment};
 
 /// Paths of cgroups remembered at most: about 100 bytes each.
 const MAX_PATHS: usize = 65_536;
@@ -48,7 +54,7 @@ pub struct Sidecar {
     paths: Paths,
     outputs: Outputs,
     ledger: Arc<Ledger>,
-    telemetry: Option<Telemetry>,
+    control: Control,
     snapshot: Option<PathBuf>,
     scope_kind: ScopeKind,
     shutdown_timeout: Duration,
@@ -83,6 +89,7 @@ impl Sidecar {
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
         let source = RingSource::new(ring, lost, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
+        let control = Control::start(settings, &own)?;
         let ledger = Arc::new(Ledger::default());
         let outputs = Outputs::start(settings, &own, &ledger)?;
         let telemetry = start_telemetry(settings.telemetry_listen, &own)?;
@@ -138,6 +145,7 @@ impl Sidecar {
             settings.names.resolver_patterns(),
             paths.clone(),
         )?;
+        let control = control.attached(watch.state(), watch.detachments());
         Ok(Self {
             source,
             pipeline,
@@ -146,11 +154,19 @@ impl Sidecar {
             paths,
             outputs,
             ledger,
-            telemetry,
+            control,
             snapshot: settings.names.snapshot.clone(),
             scope_kind: settings.names.scope,
             shutdown_timeout: settings.shutdown_timeout,
         })
+    }
+
+    /// Under a service manager, and with a configuration that may change.
+    #[must_use]
+    pub fn controlled_by(mut self, manager: ServiceManager, reloads: Reloads) -> Self {
+        self.control.manager = Some(manager);
+        self.control.reloads = Some(reloads);
+        self
     }
 
     /// Runs until `shutdown` is ready or stdout is closed; then sends what is left, within the
@@ -167,11 +183,13 @@ impl Sidecar {
             names::AttachedTargets::new(self.looks.mount.clone(), self.watch.folders());
         let mut looker = Looker::start(self.looks, self.paths, self.watch.folders());
         let mut look = None;
+        let wanted_targets = self.watch.targets();
         let watching = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
         let mut said = Health::default();
         let mut more = false;
+        self.control.ready();
         let failed = loop {
             tokio::select! {
                 () = &mut shutdown => break None,
@@ -180,11 +198,23 @@ impl Sidecar {
                 () = self.source.ready(), if !more => more = read(&mut self.source, &mut self.pipeline, &mut targets),
                 _ = health.tick() => said = said.report(&self.source, &self.pipeline, &self.outputs),
                 taken = looker.next(), if look.is_none() => look = Some(taken),
-                Some(scrape) = next_scrape(&mut self.telemetry) => {
-                    let outputs = self.outputs.ledgers();
-                    // Whoever asked may be gone.
-                    let _ = scrape.send(counts(&self.source, &self.pipeline, &self.ledger, &outputs));
-                }
+                ask = self.control.next() => match ask {
+                    Ask::Reload(Reload { settings, done }) => {
+                        let taken_over = take_over(&settings, &mut self.outputs, &mut self.pipeline);
+                        if taken_over.is_ok() {
+                            want_targets(&wanted_targets, settings.targets.clone());
+                            self.control.apply(&settings);
+                            self.shutdown_timeout = settings.shutdown_timeout;
+                        }
+                        // Whoever asked may be gone.
+                        let _ = done.send(taken_over);
+                    }
+                    ask => {
+                        let (source, pipeline) = (&self.source, &self.pipeline);
+                        let moment = Moment { source, pipeline, ledger: &self.ledger };
+                        self.control.answer(ask, &moment, &self.outputs);
+                    }
+                },
             }
             if !more {
                 take_in(&mut look, &mut self.pipeline);
@@ -204,6 +234,7 @@ impl Sidecar {
                 break Some(anyhow::anyhow!("the task that watches the cgroups ended by itself"));
             }
         };
+        self.control.stop();
         // Detached first: then what the ring holds comes to an end.
         watching.abort();
         let _ = watching.await;
@@ -214,9 +245,16 @@ impl Sidecar {
         for line in names::lines(&self.pipeline, &self.ledger) {
             info!("{line}");
         }
-        let deadline = tokio::time::sleep(self.shutdown_timeout);
-        let outputs = self.outputs.finish(deadline).await;
+        let deadline = Instant::now() + self.shutdown_timeout;
+        let outputs = self.outputs.finish(tokio::time::sleep_until(deadline)).await;
         said.drops.report(&outputs);
+        // Last, since it tells what became of everything else.
+        let told = {
+            let (source, pipeline) = (&self.source, &self.pipeline);
+            let moment = Moment { source, pipeline, ledger: &self.ledger };
+            self.control.finish(&moment, &outputs)
+        };
+        let _ = tokio::time::timeout_at(deadline, told).await;
         for output in &outputs {
             for line in Line::all(&self.ledger, output) {
                 info!("{line}");
@@ -229,40 +267,27 @@ impl Sidecar {
     }
 }
 
-/// Listens where `telemetry.listen` says.
-fn start_telemetry(
-    listen: Option<SocketAddr>,
-    own: &OwnSockets,
-) -> anyhow::Result<Option<Telemetry>> {
-    let Some(address) = listen else { return Ok(None) };
-    let telemetry = Telemetry::listen(address, own.clone()).with_context(|| {
-        format!("key `telemetry.listen`: {address} cannot be listened on; choose another address or port")
-    })?;
-    info!("metrics at http://{}/metrics", telemetry.address());
-    Ok(Some(telemetry))
+/// Has the data path and the outputs go on with other settings. On an error nothing has changed.
+fn take_over(
+    settings: &Settings,
+    outputs: &mut Outputs,
+    pipeline: &mut Pipeline,
+) -> anyhow::Result<()> {
+    let leaving = outputs.apply(settings)?;
+    pipeline.apply(settings, workload_settings(settings), outputs.sinks(settings));
+    outputs.let_go(leaving, settings.shutdown_timeout);
+    Ok(())
 }
 
-/// The next one who asks for the counts; never where nobody can.
-async fn next_scrape(telemetry: &mut Option<Telemetry>) -> Option<Scrape> {
-    match telemetry {
-        Some(telemetry) => telemetry.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What is counted at this moment.
-fn counts(
-    source: &RingSource,
-    pipeline: &Pipeline,
-    ledger: &Ledger,
-    outputs: &[Arc<OutputLedger>],
-) -> Vec<Metric> {
-    let names =
-        Sources { dns: Some(pipeline.dns()), hosts: pipeline.hosts(), reverse: pipeline.reverse() };
-    let (lost, skipped) = (source.lost(), source.skipped());
-    let mut metrics = telemetry::gather(&Counts { ledger, outputs, names, lost, skipped });
-    metrics.extend(pipeline.connections().metrics());
-    metrics
+/// Has other targets attached to. The same ones are no news.
+fn want_targets(wanted: &watch::Sender<Vec<Pattern>>, targets: Vec<Pattern>) {
+    wanted.send_if_modified(|before| {
+        let texts =
+            |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let changed = texts(before) != texts(&targets);
+        *before = targets;
+        changed
+    });
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -407,15 +432,18 @@ fn start_workloads(settings: &Settings, mount: &Path, paths: &Paths) -> anyhow::
 }
 
 fn workload_settings(settings: &Settings) -> WorkloadSettings {
-    let host_name = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "localhost".into());
     WorkloadSettings {
         service_name: settings.service_name.clone(),
         attributes: settings.resource_attributes.clone(),
-        host_name,
+        host_name: host_name(),
     }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "localhost".into())
 }
 
 /// Different in every process.

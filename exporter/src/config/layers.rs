@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
+use super::changes::{self, Effect};
 use super::raw::RawSettings;
 use super::settings::{Output, Settings};
 use super::{ConfigError, DEFAULT, env, sampling};
@@ -61,7 +62,7 @@ pub struct Sources {
 }
 
 /// The merged configuration and where each value came from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layered {
     figment: Figment,
     /// The last layer that set a key. Not figment's own record: its keys may hold no dots.
@@ -115,19 +116,48 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
         origins.extend(leaves.into_iter().map(|(key, _)| (key, layer.origin.clone())));
         figment = figment.merge(layer);
     }
-    let raw: RawSettings =
-        figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
-    let settings = Settings::resolve(raw, &|key| origin_of(&origins, key))?;
+    let settings = resolve(&figment, &origins)?;
     let warnings = unused_destinations(&origins, &settings);
     Ok(Layered { figment, origins, settings, warnings })
 }
 
+fn resolve(figment: &Figment, origins: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+    let raw: RawSettings =
+        figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
+    Settings::resolve(raw, &|key| origin_of(origins, key))
+}
+
 impl Layered {
+    /// What of this configuration can be in force in a process that was started with `started`: the keys that
+    /// need a restart stay as they were.
+    ///
+    /// # Errors
+    /// When what is new does not go with what stays.
+    pub fn in_force(&self, started: &Self) -> Result<Self, ConfigError> {
+        let layer = |from: &Self, effect| Layer {
+            origin: "reload".into(),
+            dict: changes::only(effect, &from.root()),
+        };
+        let figment =
+            Figment::from(layer(started, Effect::Restart)).merge(layer(self, Effect::Live));
+        let mut origins = BTreeMap::new();
+        for (from, effect) in [(started, Effect::Restart), (self, Effect::Live)] {
+            let of_effect =
+                from.origins.iter().filter(|(key, _)| changes::effect_of(key) == effect);
+            origins.extend(of_effect.map(|(key, origin)| (key.clone(), origin.clone())));
+        }
+        let settings = resolve(&figment, &origins)?;
+        Ok(Self { figment, origins, settings, warnings: self.warnings.clone() })
+    }
+
+    fn root(&self) -> Dict {
+        self.figment.extract().unwrap_or_default()
+    }
+
     /// Every key with its value and the name of the layer it came from, in the order of the keys.
     pub(super) fn entries(&self) -> Vec<(String, Value, String)> {
-        let root = self.figment.extract::<Dict>().unwrap_or_default();
         let mut leaves = Vec::new();
-        flatten("", &root, &mut leaves);
+        flatten("", &self.root(), &mut leaves);
         leaves
             .into_iter()
             .map(|(key, value)| {

@@ -4,6 +4,7 @@
 //! `OTEL_*` variables, `FLOWEND_*`, `--set`. Every error names the file, variable or option, the key
 //! and the remedy.
 
+mod changes;
 mod destinations;
 mod env;
 mod layers;
@@ -15,6 +16,7 @@ mod sampling;
 mod settings;
 mod spool;
 
+pub use changes::{Changes, changes};
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
 pub use print::print;

@@ -35,6 +35,9 @@ pub(super) struct RawSettings {
 pub(super) struct RawTelemetry {
     pub(super) listen: String,
     pub(super) max_services: i64,
+    pub(super) ready_after: String,
+    pub(super) otlp: bool,
+    pub(super) otlp_interval: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use super::ConfigError;
 use super::destinations::{any_endpoint, destinations, metrics};
 use super::names::{self, NameSettings};
-use super::raw::{RawAttributes, RawSettings};
+use super::raw::{RawAttributes, RawSettings, RawTelemetry};
 use super::receiver::{Destination, Receiver};
 use super::sampling;
 use super::spool::{self, SpoolSettings};
@@ -84,6 +84,10 @@ pub struct Settings {
     pub telemetry_listen: Option<SocketAddr>,
     /// Services whose connections are counted apart, at most.
     pub telemetry_max_services: usize,
+    /// Not ready once a destination has been failing for longer.
+    pub ready_after: Duration,
+    /// How often flowend's own counts are exported over OTLP, if at all.
+    pub telemetry_otlp: Option<Duration>,
     /// How long records may be sent after the signal to stop.
     pub shutdown_timeout: Duration,
     /// Where requests wait out an outage, if on a disk.
@@ -248,6 +252,8 @@ impl Settings {
             labels_file: non_empty(raw.resource.labels_file).map(PathBuf::from),
             resource_attributes: raw.resource.attributes,
             telemetry_listen: listen("telemetry.listen", &raw.telemetry.listen, origin)?,
+            ready_after: duration("telemetry.ready_after", &raw.telemetry.ready_after, origin)?,
+            telemetry_otlp: telemetry_otlp(&raw.telemetry, origin)?,
             telemetry_max_services: count(
                 "telemetry.max_services",
                 raw.telemetry.max_services,
@@ -413,6 +419,14 @@ fn listen(key: &str, text: &str, origin: Origin<'_>) -> Result<Option<SocketAddr
             format!("\"{text}\" is no address with a port; write one like \"127.0.0.1:9464\"");
         bad(key, origin, problem)
     })
+}
+
+fn telemetry_otlp(
+    telemetry: &RawTelemetry,
+    origin: Origin<'_>,
+) -> Result<Option<Duration>, ConfigError> {
+    let interval = positive("telemetry.otlp_interval", &telemetry.otlp_interval, origin)?;
+    Ok(telemetry.otlp.then_some(interval))
 }
 
 fn ring_bytes(n: i64, origin: Origin<'_>) -> Result<u32, ConfigError> {

@@ -99,6 +99,12 @@ impl Workloads {
         self
     }
 
+    /// Makes the resources of records to come by other settings. Paths stay known: their folders may be gone.
+    pub fn reconfigure(&mut self, settings: WorkloadSettings) {
+        self.settings = settings;
+        self.workloads.clear();
+    }
+
     /// Looks a cgroup up while its folder is there: it may be gone when the connection ends.
     pub fn observe(&mut self, cgroup_id: u64) {
         if cgroup_id != 0 {

@@ -8,6 +8,7 @@ mod exporter;
 mod health;
 mod held;
 mod outputs;
+mod metrics;
 mod queue;
 mod retry;
 mod sinks;
@@ -21,11 +22,9 @@ pub use held::Held;
 pub use outputs::Outputs;
 pub use queue::{Item, Limits, Queue, Taken};
 pub use sinks::{Part, Sink, Sinks};
+pub use metrics::MetricsClient;
 pub use stream::{StreamFormat, spawn as spawn_stream};
 pub use transport::{Answer, Client, ClientError, OwnSockets};
-// For flowend's own metrics, which opentelemetry-otlp sends.
-#[expect(unused_imports, reason = "the sender of metrics comes with the telemetry")]
-pub(crate) use transport::{Headers, OwnHttpClient, channel};
 
 /// Which of the two OTLP signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

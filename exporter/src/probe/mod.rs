@@ -18,7 +18,7 @@ pub use attach::{Attachment, PROGRAMS, Program, ProgramKind, Role, detached_link
 pub use error::{AttachError, LoadError};
 pub use poll::{Pollable, register};
 pub use tracepoint::NoErrors;
-pub use watch::TargetWatch;
+pub use watch::{AttachState, TargetWatch};
 
 use crate::config::Settings;
 

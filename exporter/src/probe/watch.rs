@@ -43,6 +43,19 @@ pub struct TargetWatch {
     folders: tokio::sync::watch::Sender<Vec<PathBuf>>,
     /// The same with their ids.
     attached_folders: tokio::sync::watch::Sender<Vec<(u64, PathBuf)>>,
+    /// How it went, for whom it concerns.
+    state: tokio::sync::watch::Sender<AttachState>,
+    /// The targets as they are to be.
+    wanted_targets: tokio::sync::watch::Sender<Vec<Pattern>>,
+}
+
+/// What the programs are attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachState {
+    /// Cgroups, as targets.
+    pub attached: usize,
+    /// Attachments that failed, and are tried again: cgroup and cause.
+    pub errors: Vec<String>,
 }
 
 /// What is to be attached and watched at the moment.
@@ -72,6 +85,7 @@ impl TargetWatch {
             Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|error| {
                 anyhow::anyhow!("inotify: {error}; raise fs.inotify.max_user_instances")
             })?;
+        let (wanted_targets, _) = tokio::sync::watch::channel(targets.clone());
         let mut watch = Self {
             probe,
             mount,
@@ -85,6 +99,8 @@ impl TargetWatch {
             paths,
             folders: tokio::sync::watch::Sender::default(),
             attached_folders: tokio::sync::watch::Sender::default(),
+            state: tokio::sync::watch::Sender::default(),
+            wanted_targets,
         };
         let mut errors = watch.reconcile();
         if watch.attached() == 0 && !errors.is_empty() {
@@ -95,11 +111,27 @@ impl TargetWatch {
 
     /// Runs until dropped.
     pub async fn run(mut self) {
+        let mut wanted_targets = self.wanted_targets.subscribe();
         loop {
-            // Nothing to do with either outcome but to look.
-            let _ = tokio::time::timeout(RECHECK, self.changed()).await;
+            tokio::select! {
+                // Nothing to do with either outcome but to look.
+                _ = tokio::time::timeout(RECHECK, self.changed()) => {}
+                Ok(()) = wanted_targets.changed() => {
+                    self.targets.clone_from(&wanted_targets.borrow_and_update());
+                }
+            }
             self.reconcile();
         }
+    }
+
+    /// Takes other targets, while it runs: folders that they mean are attached to, others are detached.
+    pub fn targets(&self) -> tokio::sync::watch::Sender<Vec<Pattern>> {
+        self.wanted_targets.clone()
+    }
+
+    /// What is attached to, and when that changes.
+    pub fn state(&self) -> tokio::sync::watch::Receiver<AttachState> {
+        self.state.subscribe()
     }
 
     /// The number of cgroups attached to as targets.
@@ -169,6 +201,7 @@ impl TargetWatch {
         }
         drop(replaced);
         self.tell(newly_attached);
+        self.tell_state(&errors);
         self.say(saying);
         errors
     }
@@ -214,8 +247,14 @@ impl TargetWatch {
         for ((id, role), (folder, attachment)) in std::mem::take(&mut self.attached) {
             let name = cgroup::relative(&self.mount, &folder);
             if !wanted.contains_key(&(id, role)) {
+                let is_covered = folder.ancestors().skip(1).any(|above| {
+                    wanted
+                        .iter()
+                        .any(|((_, role), wanted)| *role == Role::Target && wanted == above)
+                });
                 if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
-                    info!("cgroup {name}: covered by another target; no longer attached itself");
+                    let why = if is_covered { "covered by another target" } else { "no target" };
+                    info!("cgroup {name}: {why}; no longer attached itself");
                     replaced.push(attachment);
                 } else {
                     info!("cgroup {name}: gone; no longer attached");
@@ -248,6 +287,12 @@ impl TargetWatch {
             *before = now;
             changed
         });
+    }
+
+    fn tell_state(&self, errors: &[AttachError]) {
+        let errors = errors.iter().map(ToString::to_string).collect();
+        let now = AttachState { attached: self.attached(), errors };
+        self.state.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
     }
 
     /// Says what was not said in the round before.

@@ -57,11 +57,11 @@ impl ConnectionCounts {
         rows.push((OTHER, &self.other));
         rows.sort_unstable_by_key(|(service, _)| *service);
         let mut ended = Metric::counter(
-            "flowend_connections_ended",
+            "flowend.connections.ended",
             "Connections that ended, before sampling and filters; past telemetry.max_services as \"other\"",
         );
         let mut bytes = Metric::counter(
-            "flowend_connection_bytes",
+            "flowend.connection.bytes",
             "Payload bytes of connections that ended, before sampling and filters",
         );
         for (service, row) in rows {

@@ -1,14 +1,16 @@
 //! What is counted, under the names of its metrics.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 
-use super::{Metric, names};
+use super::{ConnectionCounts, Metric, names, sdk};
 use crate::dns::Dns;
 use crate::enrich::{Hosts, Reverse};
 use crate::ledger::{DropCause, Ledger, OutputLedger};
 use crate::record::RecordKind;
+use crate::reload::ReloadCounts;
 
 /// Where the counts of one moment stand.
 #[derive(Debug)]
@@ -17,12 +19,22 @@ pub struct Counts<'a> {
     pub ledger: &'a Ledger,
     /// One for each output and signal.
     pub outputs: &'a [Arc<OutputLedger>],
+    /// Records that may wait for each of them.
+    pub queue_records: usize,
     /// Events of the probe that found the ring full.
     pub lost: [u64; LOST_SLOTS.len()],
+    /// Connections that ended, by service.
+    pub connections: Option<&'a ConnectionCounts>,
     /// What names are made of.
     pub names: Sources<'a>,
     /// Packets that the probe could not read.
     pub skipped: [u64; SKIPPED_SLOTS.len()],
+    /// Cgroups attached to as targets.
+    pub attached: usize,
+    /// How often somebody else detached the programs.
+    pub detachments: u64,
+    /// Where the configuration can be reloaded.
+    pub reloads: Option<&'a ReloadCounts>,
 }
 
 /// What tells names.
@@ -38,61 +50,153 @@ pub struct Sources<'a> {
 
 /// The metrics of one moment.
 pub fn gather(counts: &Counts<'_>) -> Vec<Metric> {
-    let mut metrics = records(counts);
+    let mut metrics = Vec::new();
+    for family in FAMILIES.iter().filter(|family| family.is_made(counts.outputs)) {
+        metrics.extend(records(counts, family));
+    }
     let mut lost = Metric::counter(
-        "flowend_ring_lost",
+        "flowend.ring.lost",
         "Events that found the ring buffer full, by what they were of",
     );
     for (kind, n) in LOST_SLOTS.into_iter().zip(counts.lost) {
         lost = lost.with([("kind", kind)], n);
     }
     let mut skipped =
-        Metric::counter("flowend_packets_unreadable", "Packets that could not be read, by cause");
+        Metric::counter("flowend.packets.unreadable", "Packets that could not be read, by cause");
     for (cause, n) in SKIPPED_SLOTS.into_iter().zip(counts.skipped) {
         skipped = skipped.with([("cause", cause)], n);
     }
-    metrics.extend([lost, skipped, names::connections(&counts.ledger.names)]);
+    let attached = Metric::gauge("flowend.cgroups.attached", "Cgroups attached to as targets")
+        .with([], counts.attached as u64);
+    let detachments = Metric::counter(
+        "flowend.cgroups.detachments",
+        "How often somebody else detached the programs of a cgroup; they were attached again",
+    )
+    .with([], counts.detachments);
+    metrics.extend([lost, skipped, attached, detachments]);
+    metrics.extend(counts.connections.into_iter().flat_map(ConnectionCounts::metrics));
+    metrics.push(names::connections(&counts.ledger.names));
     let Sources { dns, hosts, reverse } = counts.names;
     metrics.extend(dns.into_iter().flat_map(names::dns));
     metrics.extend(hosts.into_iter().flat_map(|hosts| names::hosts(&hosts.stats())));
     metrics.extend(reverse.into_iter().flat_map(|reverse| names::reverse(&reverse.stats())));
+    metrics.extend(counts.reloads.into_iter().flat_map(reloads));
+    metrics.extend(sdk::metrics(counts.outputs, counts.queue_records));
     metrics
 }
 
-/// The ledger of each output: for ends, and for begins and progresses where there are any.
-fn records(counts: &Counts<'_>) -> Vec<Metric> {
-    let mut seen = Metric::counter("flowend_records_seen", "Records made of connections, by kind");
-    for kind in RecordKind::ALL {
-        seen = seen.with([("kind", kind.as_str())], counts.ledger.of(kind).seen.get());
+/// The labels that say where an output's records go, and more.
+fn labels(
+    output: &OutputLedger,
+    more: impl IntoIterator<Item = (&'static str, &'static str)>,
+) -> Vec<(&'static str, Cow<'static, str>)> {
+    let destination = Cow::Owned(output.destination().to_string());
+    let mut labels = vec![("signal", output.signal().into()), ("destination", destination)];
+    labels.extend(more.into_iter().map(|(key, value)| (key, value.into())));
+    labels
+}
+
+/// The metrics of one kind of record.
+struct Family {
+    kind: RecordKind,
+    seen: [&'static str; 2],
+    /// Of each output: what was seen while it was there, and what its spool kept from an earlier run.
+    offered: [&'static str; 2],
+    became: [&'static str; 2],
+    in_flight: [&'static str; 2],
+}
+
+const FAMILIES: [Family; 3] = [
+    Family {
+        kind: RecordKind::End,
+        seen: ["flowend.ends.seen", "Ends of connections"],
+        offered: ["flowend.ends.offered", "Ends that the output was to get, from its spool, too"],
+        became: ["flowend.ends", "What became of each end; with those in flight, what was offered"],
+        in_flight: ["flowend.ends.in_flight", "Ends that wait, or whose answer is waited for"],
+    },
+    Family {
+        kind: RecordKind::Begin,
+        seen: ["flowend.begins.seen", "Begins of connections"],
+        offered: [
+            "flowend.begins.offered",
+            "Begins that the output was to get, from its spool, too",
+        ],
+        became: [
+            "flowend.begins",
+            "What became of each begin; with those in flight, what was offered",
+        ],
+        in_flight: ["flowend.begins.in_flight", "Begins that wait, or whose answer is waited for"],
+    },
+    Family {
+        kind: RecordKind::Progress,
+        seen: ["flowend.progresses.seen", "Reports on open connections"],
+        offered: [
+            "flowend.progresses.offered",
+            "Reports on open connections that the output was to get, from its spool, too",
+        ],
+        became: [
+            "flowend.progresses",
+            "What became of each report on an open connection; with those in flight, what was offered",
+        ],
+        in_flight: [
+            "flowend.progresses.in_flight",
+            "Reports on open connections that wait, or whose answer is waited for",
+        ],
+    },
+];
+
+impl Family {
+    fn is_made(&self, outputs: &[Arc<OutputLedger>]) -> bool {
+        outputs.iter().any(|output| output.events().contains(self.kind))
     }
-    let mut became = Metric::counter(
-        "flowend_records",
-        "What became of the records that each output was to get; cause is that of a drop",
-    );
-    let mut in_flight = Metric::gauge(
-        "flowend_records_in_flight",
-        "Records that wait for an output or for its answer",
-    );
-    for output in counts.outputs {
-        for kind in RecordKind::ALL.into_iter().filter(|kind| output.events().contains(*kind)) {
-            let (all, own) = (counts.ledger.of(kind), output.of(kind));
-            let labels = |outcome, cause| {
-                let output = ("output", output.signal());
-                [output, ("kind", kind.as_str()), ("outcome", outcome), ("cause", cause)]
-            };
-            became = became
-                .with(labels("exported", ""), own.exported)
-                .with(labels("sampled_out", ""), all.sampled_out.get())
-                .with(labels("filtered", "self"), all.filtered_self.get())
-                .with(labels("filtered", "rule"), all.filtered_rule.get());
-            for cause in DropCause::ALL {
-                became = became.with(labels("dropped", cause.as_str()), own.dropped(cause));
-            }
-            let labels = [("output", output.signal()), ("kind", kind.as_str())];
-            in_flight = in_flight.with(labels, own.in_flight());
+}
+
+/// The ledger of each output for one kind of record: for each signal and destination, `offered` is the sum of
+/// `became` and `in_flight`.
+fn records(counts: &Counts<'_>, family: &Family) -> [Metric; 4] {
+    let metric = |make: fn(&'static str, &'static str) -> Metric, [name, help]: [&'static str; 2]| {
+        make(name, help)
+    };
+    let seen = counts.ledger.of(family.kind).seen.get();
+    let seen = metric(Metric::counter, family.seen).with([], seen);
+    let mut offered = metric(Metric::counter, family.offered);
+    let mut became = metric(Metric::counter, family.became);
+    let mut in_flight = metric(Metric::gauge, family.in_flight);
+    for output in counts.outputs.iter().filter(|output| output.events().contains(family.kind)) {
+        let all = output.share_of(counts.ledger)[family.kind as usize];
+        let own = output.of(family.kind);
+        offered = offered.with_labels(labels(output, []), all.seen + own.recovered);
+        for (outcome, cause, n) in [
+            ("exported", None, own.exported),
+            ("sampled_out", None, all.sampled_out),
+            ("filtered", Some("self"), all.filtered_self),
+            ("filtered", Some("rule"), all.filtered_rule),
+        ] {
+            let cause = cause.map(|cause| ("cause", cause));
+            let what = std::iter::once(("outcome", outcome)).chain(cause);
+            became = became.with_labels(labels(output, what), n);
         }
+        for cause in DropCause::ALL {
+            let labels = labels(output, [("outcome", "dropped"), ("cause", cause.as_str())]);
+            became = became.with_labels(labels, own.dropped(cause));
+        }
+        in_flight = in_flight.with_labels(labels(output, []), own.in_flight());
     }
-    vec![seen, became, in_flight]
+    [seen, offered, became, in_flight]
+}
+
+fn reloads(counts: &ReloadCounts) -> [Metric; 2] {
+    [
+        Metric::counter("flowend.config.reloads", "Reloads of the configuration, by how they went")
+            .with([("outcome", "applied")], counts.applied.get())
+            .with([("outcome", "unchanged")], counts.unchanged.get())
+            .with([("outcome", "refused")], counts.refused.get()),
+        Metric::gauge(
+            "flowend.config.last_reload_success",
+            "1 where the configuration as it is written could be used, else 0",
+        )
+        .with([], u64::from(counts.last_succeeded())),
+    ]
 }
 
 #[cfg(test)]
@@ -108,29 +212,72 @@ mod tests {
         end.sampled_out.add(1);
         end.filtered_self.add(2);
         end.filtered_rule.add(6);
-        let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
-        for _ in 0..7 {
-            output.enqueue(RecordKind::End);
+        let begins = EventSet { begin: true, progress: false };
+        let none = Ledger::default();
+        let text = OutputLedger::new(OutputLedger::STDOUT, "text", EventSet::ENDS, &none);
+        let logs = OutputLedger::new("otlp", "logs", begins, &none);
+        // It came later, and found something in its spool.
+        let late = OutputLedger::new("late", "logs", EventSet::ENDS, &ledger);
+        late.recover([0, 0, 2], [0; 3]);
+        for output in [&text, &logs] {
+            for _ in 0..7 {
+                output.enqueue(RecordKind::End);
+            }
+            output.dequeue([0, 0, 3]);
+            output.settle([0, 0, 3], Ok(()));
+            for _ in 0..5 {
+                output.drop_new(RecordKind::End, DropCause::QueueFull);
+            }
         }
-        output.dequeue([0, 0, 3]);
-        output.settle([0, 0, 3], Ok(()));
-        for _ in 0..5 {
-            output.drop_new(RecordKind::End, DropCause::QueueFull);
-        }
+        logs.enqueue(RecordKind::Begin);
+        ledger.of(RecordKind::Begin).seen.add(1);
+        let reloads = ReloadCounts::default();
+        reloads.refused.add(2);
         let metrics = gather(&Counts {
             ledger: &ledger,
-            outputs: &[output],
+            outputs: &[text, logs, late],
+            queue_records: 9,
+            connections: None,
             names: Sources::default(),
             lost: [0, 1, 2, 3, 4, 5, 6],
             skipped: [7, 8, 9],
+            attached: 3,
+            detachments: 2,
+            reloads: Some(&reloads),
         });
         let find = |name: &str| metrics.iter().find(|m| m.name == name).unwrap();
-        let sum = |name: &str| find(name).samples.iter().map(|s| s.value).sum::<u64>();
-        assert_eq!(sum("flowend_records") + sum("flowend_records_in_flight"), 21);
-        assert_eq!(sum("flowend_ring_lost"), 21);
-        assert_eq!(sum("flowend_packets_unreadable"), 24);
+        let sum = |name: &str, destination: &str| {
+            let is_of = |labels: &[(&str, Cow<'_, str>)]| {
+                labels.iter().all(|(key, value)| *key != "destination" || value == destination)
+            };
+            let samples = find(name).samples.iter().filter(|s| is_of(&s.labels));
+            samples.map(|s| s.value).sum::<u64>()
+        };
+        for destination in ["stdout", "otlp"] {
+            assert_eq!(sum("flowend.ends", destination), 17);
+            assert_eq!(sum("flowend.ends.in_flight", destination), 4);
+            assert_eq!(sum("flowend.ends.offered", destination), 21);
+        }
+        assert_eq!(sum("flowend.ends.seen", ""), 21);
+        assert_eq!(
+            (sum("flowend.ends", "late"), sum("flowend.ends.in_flight", "late")),
+            (0, 2)
+        );
+        assert_eq!(sum("flowend.ends.offered", "late"), 2);
+        assert_eq!(
+            (sum("flowend.begins", "otlp"), sum("flowend.begins.in_flight", "otlp")),
+            (0, 1)
+        );
+        assert_eq!(sum("flowend.begins.in_flight", "stdout"), 0, "no begins go there");
+        assert!(!metrics.iter().any(|m| m.name == "flowend.progresses"), "none are made");
+        assert_eq!(sum("flowend.ring.lost", ""), 21);
+        assert_eq!(sum("flowend.packets.unreadable", ""), 24);
+        assert_eq!(sum("flowend.config.reloads", ""), 2);
+        assert_eq!(sum("flowend.config.last_reload_success", ""), 1);
+        let mut names = std::collections::BTreeSet::new();
         for metric in &metrics {
             assert!(!metric.samples.is_empty(), "{}", metric.name);
+            assert!(names.insert(metric.name), "{} is there twice", metric.name);
         }
     }
 }

@@ -1,16 +1,25 @@
-//! flowend's own counts while it runs: `telemetry.listen`, for Prometheus.
+//! flowend's own counts while it runs, for Prometheus (`telemetry.listen`) and over OTLP (`telemetry.otlp`), and
+//! how it is.
+//!
+//! Metrics and attributes have OpenTelemetry's names, with dots. For Prometheus these become underscores, and a
+//! counter's name ends in `_total` (OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility").
 //!
 //! The counts of one answer belong together: they are taken in one moment by the task that owns the data
 //! path, which is asked for each scrape.
 
 mod connections;
 mod counts;
+mod health;
 mod names;
+mod otlp;
+mod sdk;
 mod server;
 
 pub use connections::ConnectionCounts;
 pub use counts::{Counts, Sources, gather};
-pub use server::{Scrape, Telemetry};
+pub use health::{DestinationHealth, why_not_ready};
+pub use otlp::MetricsExport;
+pub use server::{Question, Telemetry};
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,10 +34,12 @@ use prometheus_client::registry::Registry;
 /// A metric with the value of each of its label sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metric {
-    /// Without the `_total` that a counter's name ends with.
+    /// As OpenTelemetry has it.
     pub name: &'static str,
     /// What it counts, in words.
     pub help: &'static str,
+    /// Of OTLP, by UCUM; empty where it is in the name.
+    pub unit: &'static str,
     /// Whether it can fall.
     pub kind: MetricKind,
     /// At least one.
@@ -40,6 +51,8 @@ pub struct Metric {
 pub enum MetricKind {
     /// Only grows.
     Counter,
+    /// Goes up and down, and the sum over all labels means something: OTLP's sum that is not monotonic.
+    UpDown,
     /// Goes up and down.
     Gauge,
 }
@@ -56,22 +69,41 @@ pub struct Sample {
 impl Metric {
     /// A counter without labels yet.
     pub const fn counter(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: MetricKind::Counter, samples: Vec::new() }
+        Self { name, help, unit: "", kind: MetricKind::Counter, samples: Vec::new() }
     }
 
     /// A gauge without labels yet.
     pub const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, kind: MetricKind::Gauge, samples: Vec::new() }
+        Self { name, help, unit: "", kind: MetricKind::Gauge, samples: Vec::new() }
+    }
+
+    /// A sum that goes up and down, without labels yet.
+    pub const fn up_down(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, unit: "", kind: MetricKind::UpDown, samples: Vec::new() }
+    }
+
+    /// In this unit.
+    pub const fn in_unit(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
     }
 
     /// With one more value.
     pub fn with<const N: usize>(
-        mut self,
+        self,
         labels: [(&'static str, &'static str); N],
         value: u64,
     ) -> Self {
-        let labels = labels.map(|(name, value)| (name, Cow::Borrowed(value))).to_vec();
-        self.samples.push(Sample { labels, value });
+        self.with_labels(labels.into_iter().map(|(key, label)| (key, label.into())), value)
+    }
+
+    /// With one more value, whose labels are not all known beforehand.
+    pub fn with_labels(
+        mut self,
+        labels: impl IntoIterator<Item = (&'static str, Cow<'static, str>)>,
+        value: u64,
+    ) -> Self {
+        self.samples.push(Sample { labels: labels.into_iter().collect(), value });
         self
     }
 }
@@ -97,17 +129,21 @@ impl Collector for All {
         for metric in &self.0 {
             let kind = match metric.kind {
                 MetricKind::Counter => MetricType::Counter,
-                MetricKind::Gauge => MetricType::Gauge,
+                MetricKind::UpDown | MetricKind::Gauge => MetricType::Gauge,
             };
-            let mut encoder = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            let name = underscored(metric.name);
+            let mut encoder = encoder.encode_descriptor(&name, metric.help, None, kind)?;
             for sample in &metric.samples {
                 if sample.labels.is_empty() {
                     // A family of no labels would be written as an empty pair of braces.
                     write(metric.kind, sample.value, encoder)?;
                     break;
                 }
-                let labels: Vec<_> =
-                    sample.labels.iter().map(|(name, value)| (*name, escaped(value))).collect();
+                let labels: Vec<_> = sample
+                    .labels
+                    .iter()
+                    .map(|(key, value)| (underscored(key), escaped(value)))
+                    .collect();
                 write(metric.kind, sample.value, encoder.encode_family(&labels)?)?;
             }
         }
@@ -115,19 +151,24 @@ impl Collector for All {
     }
 }
 
-/// A label's value as OpenMetrics text has it: prometheus-client leaves that to its users. Whoever names an
-/// executable would else write metrics of his own.
+/// A name as Prometheus takes it.
+fn underscored(name: &str) -> String {
+    name.replace('.', "_")
+}
+
+/// A label's value as OpenMetrics writes it between quotes (section "ABNF"); prometheus-client leaves that to
+/// its user.
 fn escaped(value: &str) -> Cow<'_, str> {
     if !value.contains(['\\', '"', '\n']) {
         return Cow::Borrowed(value);
     }
-    Cow::Owned(value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n"))
+    Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
 fn write(kind: MetricKind, value: u64, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     match kind {
         MetricKind::Counter => ConstCounter::new(value).encode(encoder),
-        MetricKind::Gauge => {
+        MetricKind::UpDown | MetricKind::Gauge => {
             ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
         }
     }
@@ -140,25 +181,20 @@ mod tests {
     #[test]
     fn metrics_are_written_as_openmetrics_text() {
         let metrics = vec![
-            Metric::counter("flowend_things", "Things")
+            Metric::counter("flowend.things", "Things")
                 .with([("kind", "one")], 1)
-                .with([("kind", "two")], u64::MAX),
-            Metric {
-                samples: vec![Sample {
-                    labels: vec![("of", Cow::Borrowed("a \"b\"\\\nflowend_forged 1"))],
-                    value: 3,
-                }],
-                ..Metric::gauge("flowend_named", "Of somebody's choice")
-            },
-            Metric::gauge("flowend_waiting", "Things that wait").with([], 7),
+                .with([("kind.of", "two")], u64::MAX),
+            Metric::gauge("flowend.waiting", "Things that wait").with([], 7),
+            Metric::up_down("flowend.named", "Things with a name")
+                .with_labels([("name", "a\"b\\c\nd".into())], 8),
         ];
         let want = "# HELP flowend_things Things\n# TYPE flowend_things counter\n\
             flowend_things_total{kind=\"one\"} 1\n\
-            flowend_things_total{kind=\"two\"} 18446744073709551615\n\
-            # HELP flowend_named Of somebody's choice\n# TYPE flowend_named gauge\n\
-            flowend_named{of=\"a \\\"b\\\"\\\\\\nflowend_forged 1\"} 3\n\
+            flowend_things_total{kind_of=\"two\"} 18446744073709551615\n\
             # HELP flowend_waiting Things that wait\n# TYPE flowend_waiting gauge\n\
-            flowend_waiting 7\n# EOF\n";
+            flowend_waiting 7\n\
+            # HELP flowend_named Things with a name\n# TYPE flowend_named gauge\n\
+            flowend_named{name=\"a\\\"b\\\\c\\nd\"} 8\n# EOF\n";
         assert_eq!(encode(metrics), want);
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn dns(dns: &Dns) -> Vec<Metric> {
 /// Of the connections reported.
 pub(super) fn connections(names: &NameCounts) -> Metric {
     Metric::counter(
-        "flowend_connections_reported",
+        "flowend.connections.reported",
         "Ends of connections reported, by whether the peer's address has a name",
     )
     .with([("peer_named", "true")], names.with.get())
@@ -24,10 +24,10 @@ pub(super) fn connections(names: &NameCounts) -> Metric {
 }
 
 fn messages(stats: &DnsStats) -> Vec<Metric> {
-    let seen = Metric::counter("flowend_dns_messages_seen", "DNS messages read from the ring")
+    let seen = Metric::counter("flowend.dns.messages.seen", "DNS messages read from the ring")
         .with([], stats.seen);
     let mut became = Metric::counter(
-        "flowend_dns_messages",
+        "flowend.dns.messages",
         "What became of each DNS message; the outcomes add up to what was seen",
     );
     for fate in QueryFate::ALL {
@@ -39,7 +39,7 @@ fn messages(stats: &DnsStats) -> Vec<Metric> {
         became = became.with(labels, stats.answers(fate));
     }
     let displaced = Metric::counter(
-        "flowend_dns_queries_displaced",
+        "flowend.dns.queries.displaced",
         "Queries taken that gave way to newer ones before their answer",
     )
     .with([], stats.displaced);
@@ -47,10 +47,10 @@ fn messages(stats: &DnsStats) -> Vec<Metric> {
 }
 
 fn segments(stats: &StreamStats) -> Vec<Metric> {
-    let seen = Metric::counter("flowend_dns_segments_seen", "Segments of DNS over TCP")
+    let seen = Metric::counter("flowend.dns.segments.seen", "Segments of DNS over TCP")
         .with([], stats.seen);
     let mut became = Metric::counter(
-        "flowend_dns_segments",
+        "flowend.dns.segments",
         "What became of each segment; with those waiting they add up to what was seen",
     );
     for (outcome, n) in [
@@ -65,20 +65,20 @@ fn segments(stats: &StreamStats) -> Vec<Metric> {
     ] {
         became = became.with([("outcome", outcome)], n);
     }
-    let waiting = Metric::gauge("flowend_dns_segments_in_flight", "Segments that wait for another")
+    let waiting = Metric::gauge("flowend.dns.segments.in_flight", "Segments that wait for another")
         .with([], stats.waiting);
     vec![seen, became, waiting]
 }
 
 fn cache(stats: &CacheStats) -> Vec<Metric> {
     vec![
-        Metric::counter("flowend_dns_cache_lookups", "Lookups of an address in the cache of names")
+        Metric::counter("flowend.dns.cache.lookups", "Lookups of an address in the cache of names")
             .with([("result", "hit")], stats.hits)
             .with([("result", "miss")], stats.misses),
-        Metric::gauge("flowend_dns_cache_entries", "Addresses with names").with([], stats.entries),
-        Metric::gauge("flowend_dns_cache_bytes", "Memory that the names take, about")
+        Metric::gauge("flowend.dns.cache.entries", "Addresses with names").with([], stats.entries),
+        Metric::gauge("flowend.dns.cache.bytes", "Memory that the names take, about")
             .with([], stats.bytes),
-        Metric::counter("flowend_dns_cache_removed", "Addresses, and answers, that left the cache")
+        Metric::counter("flowend.dns.cache.removed", "Addresses, and answers, that left the cache")
             .with([("cause", "expired")], stats.expiries)
             .with([("cause", "evicted")], stats.evictions)
             .with([("cause", "displaced")], stats.displaced),
@@ -88,14 +88,14 @@ fn cache(stats: &CacheStats) -> Vec<Metric> {
 /// Of the workloads' hosts files.
 pub(super) fn hosts(stats: &HostsStats) -> Vec<Metric> {
     vec![
-        Metric::counter("flowend_hosts_lookups", "Lookups of an address in a hosts file")
+        Metric::counter("flowend.hosts.lookups", "Lookups of an address in a hosts file")
             .with([("result", "hit")], stats.named)
             .with([("result", "miss")], stats.unnamed),
-        Metric::gauge("flowend_hosts_cgroups", "Cgroups whose hosts file is known")
+        Metric::gauge("flowend.hosts.cgroups", "Cgroups whose hosts file is known")
             .with([], stats.cgroups),
-        Metric::gauge("flowend_hosts_bytes", "Memory that hosts files take, about")
+        Metric::gauge("flowend.hosts.bytes", "Memory that hosts files take, about")
             .with([], stats.bytes),
-        Metric::counter("flowend_hosts_failures", "Hosts files that were not read, by cause")
+        Metric::counter("flowend.hosts.failures", "Hosts files that were not read, by cause")
             .with([("cause", "unreadable")], stats.unreadable)
             .with([("cause", "refused")], stats.refused)
             .with([("cause", "no_room")], stats.no_room),
@@ -105,17 +105,17 @@ pub(super) fn hosts(stats: &HostsStats) -> Vec<Metric> {
 /// Of reverse lookups.
 pub(super) fn reverse(stats: &ReverseStats) -> Vec<Metric> {
     vec![
-        Metric::counter("flowend_reverse_wanted", "Addresses whose PTR name was wanted")
+        Metric::counter("flowend.reverse.wanted", "Addresses whose PTR name was wanted")
             .with([("outcome", "known")], stats.known)
             .with([("outcome", "waiting")], stats.waiting)
             .with([("outcome", "refused")], stats.refused)
             .with([("outcome", "asked")], stats.asked),
-        Metric::counter("flowend_reverse_lookups", "Reverse lookups by their answer")
+        Metric::counter("flowend.reverse.lookups", "Reverse lookups by their answer")
             .with([("outcome", "named")], stats.named)
             .with([("outcome", "negative")], stats.negative)
             .with([("outcome", "failed")], stats.failed)
             .with([("outcome", "timed_out")], stats.timed_out),
-        Metric::gauge("flowend_reverse_in_flight", "Reverse lookups on their way")
+        Metric::gauge("flowend.reverse.in_flight", "Reverse lookups on their way")
             .with([], stats.pending),
     ]
 }
@@ -142,8 +142,8 @@ mod tests {
             let metric = metrics.iter().find(|m| m.name == name).unwrap();
             metric.samples.iter().map(|s| s.value).sum::<u64>()
         };
-        assert_eq!((sum("flowend_dns_messages_seen"), sum("flowend_dns_messages")), (2, 2));
-        assert_eq!(sum("flowend_dns_segments_seen"), 1);
-        assert_eq!(sum("flowend_dns_segments") + sum("flowend_dns_segments_in_flight"), 1);
+        assert_eq!((sum("flowend.dns.messages.seen"), sum("flowend.dns.messages")), (2, 2));
+        assert_eq!(sum("flowend.dns.segments.seen"), 1);
+        assert_eq!(sum("flowend.dns.segments") + sum("flowend.dns.segments.in_flight"), 1);
     }
 }

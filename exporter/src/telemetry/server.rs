@@ -25,13 +25,24 @@ const MAX_CONNECTIONS: usize = 8;
 /// The longest that one may take, so that an idle client does not keep the others out.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks for the counts of this moment.
-pub type Scrape = oneshot::Sender<Vec<Metric>>;
+/// A task that does not answer within this time is not alive.
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the task that owns the data path is asked. Whoever asked may be gone when it answers.
+#[derive(Debug)]
+pub enum Question {
+    /// The counts of this moment.
+    Metrics(oneshot::Sender<Vec<Metric>>),
+    /// Are you there?
+    Alive(oneshot::Sender<()>),
+    /// What is in the way of being ready, a line for each reason.
+    Ready(oneshot::Sender<Vec<String>>),
+}
 
 /// The server; it ends when dropped.
 #[derive(Debug)]
 pub struct Telemetry {
-    scrapes: mpsc::Receiver<Scrape>,
+    questions: mpsc::Receiver<Question>,
     address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -52,9 +63,9 @@ impl Telemetry {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
-        let (asks, scrapes) = mpsc::channel(MAX_CONNECTIONS);
+        let (asks, questions) = mpsc::channel(MAX_CONNECTIONS);
         let task = tokio::spawn(accept(listener, asks, own));
-        Ok(Self { scrapes, address, task })
+        Ok(Self { questions, address, task })
     }
 
     /// Where it listens.
@@ -62,13 +73,19 @@ impl Telemetry {
         self.address
     }
 
-    /// The next scrape, to be answered. Cancel safe.
-    pub async fn next(&mut self) -> Option<Scrape> {
-        self.scrapes.recv().await
+    /// The next question, to be answered. Cancel safe.
+    pub async fn next(&mut self) -> Option<Question> {
+        self.questions.recv().await
+    }
+
+    /// No question is taken any more: whoever asks learns that flowend is stopping.
+    pub fn stop(&mut self) {
+        self.questions.close();
+        while self.questions.try_recv().is_ok() {}
     }
 }
 
-async fn accept(listener: TcpListener, asks: mpsc::Sender<Scrape>, own: OwnSockets) {
+async fn accept(listener: TcpListener, asks: mpsc::Sender<Question>, own: OwnSockets) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -89,7 +106,7 @@ async fn accept(listener: TcpListener, asks: mpsc::Sender<Scrape>, own: OwnSocke
     }
 }
 
-async fn serve(stream: TcpStream, asks: mpsc::Sender<Scrape>) -> Result<(), hyper::Error> {
+async fn serve(stream: TcpStream, asks: mpsc::Sender<Question>) -> Result<(), hyper::Error> {
     let service = service_fn(move |request| {
         let asks = asks.clone();
         async move { Ok::<_, Infallible>(answer(&request, &asks).await) }
@@ -103,27 +120,64 @@ async fn serve(stream: TcpStream, asks: mpsc::Sender<Scrape>) -> Result<(), hype
         .await
 }
 
-async fn answer(request: &Request<Incoming>, asks: &mpsc::Sender<Scrape>) -> Response<Full<Bytes>> {
-    if request.uri().path() != "/metrics" {
-        return text(StatusCode::NOT_FOUND, "the metrics are at /metrics\n".into());
+async fn answer(
+    request: &Request<Incoming>,
+    asks: &mpsc::Sender<Question>,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if !["/metrics", "/livez", "/readyz"].contains(&path) {
+        let words = "the metrics are at /metrics, flowend's health at /livez and /readyz\n";
+        return text(StatusCode::NOT_FOUND, words.into());
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET\n".into());
     }
-    let (reply, counts) = oneshot::channel();
-    if asks.send(reply).await.is_err() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "flowend is stopping\n".into());
+    match path {
+        "/metrics" => ask(asks, Question::Metrics).await.map_or_else(stopping, metrics),
+        "/livez" => in_time(ask(asks, Question::Alive)).await.map_or_else(hanging, |answer| {
+            answer.map_or_else(stopping, |()| text(StatusCode::OK, "alive\n".into()))
+        }),
+        _ => in_time(ask(asks, Question::Ready))
+            .await
+            .map_or_else(hanging, |answer| answer.map_or_else(stopping, |reasons| ready(&reasons))),
     }
-    match counts.await {
-        Ok(metrics) => {
-            let mut response = text(StatusCode::OK, encode(metrics));
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
-            response
-        }
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "flowend is stopping\n".into()),
+}
+
+/// `None` where nobody takes questions any more.
+async fn ask<T>(
+    asks: &mpsc::Sender<Question>,
+    question: fn(oneshot::Sender<T>) -> Question,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    asks.send(question(reply)).await.ok()?;
+    answer.await.ok()
+}
+
+async fn in_time<T>(answer: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(ALIVE_WITHIN, answer).await.ok()
+}
+
+fn metrics(metrics: Vec<Metric>) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, encode(metrics));
+    let content_type = header::HeaderValue::from_static(CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+fn ready(reasons: &[String]) -> Response<Full<Bytes>> {
+    if reasons.is_empty() {
+        return text(StatusCode::OK, "ready\n".into());
     }
+    text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+}
+
+fn stopping() -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "flowend is stopping\n".into())
+}
+
+fn hanging() -> Response<Full<Bytes>> {
+    let words = format!("the data path has not answered for {} s\n", ALIVE_WITHIN.as_secs());
+    text(StatusCode::SERVICE_UNAVAILABLE, words)
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -137,7 +191,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    async fn ask(address: SocketAddr, request: &str) -> String {
+    async fn send(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -152,24 +206,68 @@ mod tests {
         let address = telemetry.address();
         let counting = tokio::spawn(async move {
             let mut moment = 0;
-            while let Some(scrape) = telemetry.next().await {
+            while let Some(Question::Metrics(scrape)) = telemetry.next().await {
                 moment += 1;
-                let metric = Metric::gauge("flowend_moment", "Moment").with([], moment);
+                let metric = Metric::gauge("flowend.moment", "Moment").with([], moment);
                 scrape.send(vec![metric]).unwrap();
             }
         });
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         for moment in 1..=20 {
-            let answer = ask(address, &get("/metrics")).await;
+            let answer = send(address, &get("/metrics")).await;
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
             assert!(answer.contains(CONTENT_TYPE), "{answer}");
             assert!(answer.ends_with(&format!("\nflowend_moment {moment}\n# EOF\n")), "{answer}");
         }
-        assert!(ask(address, &get("/")).await.starts_with("HTTP/1.1 404"));
+        assert!(send(address, &get("/")).await.starts_with("HTTP/1.1 404"));
         let post = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
-        assert!(ask(address, post).await.starts_with("HTTP/1.1 405"));
+        assert!(send(address, post).await.starts_with("HTTP/1.1 405"));
         counting.abort();
         let _ = counting.await;
+    }
+
+    #[tokio::test]
+    async fn health_is_what_the_data_path_says_in_time() {
+        tokio::time::pause();
+        let mut telemetry =
+            Telemetry::listen("127.0.0.1:0".parse().unwrap(), OwnSockets::default()).unwrap();
+        let address = telemetry.address();
+        let get = |path: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            tokio::spawn(async move { send(address, &request).await })
+        };
+        let check = |answer: &str, status: &str, body: &str| {
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{body}\n")), "{answer}");
+        };
+
+        let answer = get("/livez");
+        let Some(Question::Alive(reply)) = telemetry.next().await else { panic!("another") };
+        reply.send(()).unwrap();
+        check(&answer.await.unwrap(), "200", "alive");
+
+        for (reasons, status, body) in
+            [(vec![], "200", "ready"), (vec!["one".into(), "two".into()], "503", "one\ntwo")]
+        {
+            let answer = get("/readyz");
+            let Some(Question::Ready(reply)) = telemetry.next().await else { panic!("another") };
+            reply.send(reasons).unwrap();
+            check(&answer.await.unwrap(), status, body);
+        }
+
+        // Nobody takes the question.
+        for path in ["/livez", "/readyz"] {
+            let answer = get(path).await.unwrap();
+            check(&answer, "503", "the data path has not answered for 2 s");
+        }
+        // Nor is it answered when it comes to an end.
+        let answer = get("/metrics");
+        tokio::task::yield_now().await;
+        telemetry.stop();
+        check(&answer.await.unwrap(), "503", "flowend is stopping");
+        for path in ["/livez", "/readyz", "/metrics"] {
+            check(&get(path).await.unwrap(), "503", "flowend is stopping");
+        }
     }
 
     #[tokio::test]
@@ -183,10 +281,12 @@ mod tests {
             idle.push(TcpStream::connect(address).await.unwrap());
         }
         let counting = tokio::spawn(async move {
-            let scrape = telemetry.next().await.unwrap();
-            scrape.send(vec![Metric::gauge("flowend_moment", "Moment").with([], 1)]).unwrap();
+            let Some(Question::Metrics(scrape)) = telemetry.next().await else {
+                panic!("no scrape")
+            };
+            scrape.send(vec![Metric::gauge("flowend.moment", "Moment").with([], 1)]).unwrap();
         });
-        let answer = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let answer = send(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(answer.contains("flowend_moment 1"), "{answer}");
         counting.await.unwrap();
     }

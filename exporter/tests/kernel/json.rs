@@ -8,7 +8,7 @@ use super::support::{Flowend, wait_until};
 
 /// One line.
 #[derive(Clone, Debug)]
-pub(crate) struct Line(Value);
+pub(crate) struct Line(pub(crate) Value);
 
 /// All lines so far, of every kind.
 pub(crate) fn lines(flowend: &Flowend) -> Vec<Line> {

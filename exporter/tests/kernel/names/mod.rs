@@ -12,6 +12,7 @@ mod lifetimes;
 #[path = "../../../testing/message.rs"]
 mod message;
 mod multicast;
+mod reload;
 mod restart;
 mod scopes;
 mod server;
