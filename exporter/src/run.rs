@@ -92,7 +92,6 @@ impl Sidecar {
         let control = Control::start(settings, &own)?;
         let ledger = Arc::new(Ledger::default());
         let outputs = Outputs::start(settings, &own, &ledger)?;
-        let telemetry = start_telemetry(settings.telemetry_listen, &own)?;
         let paths = Paths::new(MAX_PATHS);
         let errors_reported = match probe.attach_errors() {
             Ok(()) => true,

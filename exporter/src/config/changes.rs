@@ -16,14 +16,15 @@ pub(super) enum Effect {
 }
 
 /// Keys, and tables with all that is in them, that take effect with the reload.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 13] = [
     "attributes",
     "destinations",
     "export",
     "log",
     "otlp",
     "outputs",
-    "resource",
+    "resource.attributes",
+    "resource.service_name",
     "sampling",
     "shutdown",
     "spans",
@@ -35,13 +36,14 @@ const LIVE: [&str; 12] = [
 /// were made for, what listens, and what all records of one connection must have in common. Whatever is not live is among them; the
 /// list is for the test, so that nobody adds a key without a decision.
 #[cfg(test)]
-const RESTART: [&str; 12] = [
+const RESTART: [&str; 13] = [
     "dns",
     "events",
     "flows",
     "ids",
     "process",
     "progress",
+    "resource.labels_file",
     "ring",
     "spool",
     "telemetry.listen",

@@ -102,7 +102,8 @@ impl Workloads {
     /// Makes the resources of records to come by other settings. Paths stay known: their folders may be gone.
     pub fn reconfigure(&mut self, settings: WorkloadSettings) {
         self.settings = settings;
-        self.workloads.clear();
+        self.by_cgroup.clear();
+        self.by_executable.clear();
     }
 
     /// Looks a cgroup up while its folder is there: it may be gone when the connection ends.

@@ -90,28 +90,44 @@ fn component(kind: &'static str, instance: &str) -> [(&'static str, Cow<'static,
 /// Whether what was dropped had been given to the exporter: what still was in the queue is not its failure.
 const fn is_of_exporter(cause: DropCause) -> bool {
     match cause {
-        DropCause::RetryExhausted | DropCause::Refused | DropCause::OutputClosed => true,
-        DropCause::QueueFull | DropCause::Shutdown => false,
+        DropCause::RetryExhausted
+        | DropCause::Refused
+        | DropCause::Rejected
+        | DropCause::TooLarge
+        | DropCause::OutputClosed => true,
+        DropCause::QueueFull
+        | DropCause::SpoolFull
+        | DropCause::SpoolFailed
+        | DropCause::SpoolDamaged
+        | DropCause::Shutdown
+        | DropCause::Removed => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Ledger;
     use crate::record::EventSet;
 
     #[test]
     fn exporters_and_queues_have_the_names_of_the_conventions() {
-        let outputs = ["json", "otlp.logs", "otlp.traces"]
-            .map(|name| OutputLedger::new(name, EventSet { begin: true, progress: false }));
+        let begins = EventSet { begin: true, progress: false };
+        let outputs = [(OutputLedger::STDOUT, "json"), ("otlp", "logs"), ("otlp", "traces")].map(
+            |(destination, signal)| {
+                OutputLedger::new(destination, signal, begins, &Ledger::default())
+            },
+        );
         for output in &outputs {
-            let end = output.of(RecordKind::End);
-            end.exported.add(1);
-            end.drop_records(DropCause::Refused, 2);
-            end.drop_records(DropCause::QueueFull, 3);
-            end.unanswered.add(4);
-            end.queued.add(5);
-            output.of(RecordKind::Begin).exported.add(10);
+            for kind in [RecordKind::Begin; 10].into_iter().chain([RecordKind::End; 12]) {
+                output.enqueue(kind);
+            }
+            for _ in 0..3 {
+                output.drop_new(RecordKind::End, DropCause::QueueFull);
+            }
+            output.dequeue([10, 0, 7]);
+            output.settle([10, 0, 1], Ok(()));
+            output.settle([0, 0, 2], Err(DropCause::Refused));
         }
         let text = super::super::encode(metrics(&outputs, 99));
         for line in [
