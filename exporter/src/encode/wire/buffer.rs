@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-/// The longest varint.
-const VARINT_MAX: usize = 10;
-
 /// Bytes to write to. What was allocated stays, zeroed or written before, so that a block of constant size
 /// is copied without a call and then counts only as far as it means something.
 #[derive(Debug, Default)]
@@ -35,6 +32,7 @@ impl Buffer {
     }
 
     /// The next `n` bytes, to be written.
+    #[inline]
     fn next(&mut self, n: usize) -> &mut [u8] {
         if self.bytes.len() - self.len < n {
             self.grow(n);
@@ -47,43 +45,58 @@ impl Buffer {
         self.bytes.resize((self.len + n).next_power_of_two().max(1024), 0);
     }
 
+    #[inline]
     pub(super) fn byte(&mut self, byte: u8) {
         self.next(1)[0] = byte;
         self.len += 1;
     }
 
+    #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) {
         self.next(bytes.len()).copy_from_slice(bytes);
         self.len += bytes.len();
     }
 
     /// The first `len` bytes of a block: all of it is copied, which is faster.
+    #[inline]
     pub(super) fn block<const N: usize>(&mut self, block: &[u8; N], len: usize) {
-        debug_assert!(len <= N);
-        self.next(N).copy_from_slice(block);
-        self.len += len;
+        *self.spare() = *block;
+        self.advance(len);
+    }
+
+    /// The next `N` bytes, whatever is in them: to be written, and then taken in with [`Self::advance`].
+    #[inline]
+    pub(super) fn spare<const N: usize>(&mut self) -> &mut [u8; N] {
+        if self.bytes.len() - self.len < N {
+            self.grow(N);
+        }
+        self.bytes[self.len..].first_chunk_mut().expect("room was made")
+    }
+
+    /// Takes in what was written to [`Self::spare`].
+    #[inline]
+    pub(super) fn advance(&mut self, n: usize) {
+        self.len += n;
+        debug_assert!(self.len <= self.bytes.len());
     }
 
     pub(super) fn varint(&mut self, n: u64) {
         if n < 0x80 {
             return self.byte(n as u8);
         }
-        let mut block = [0; VARINT_MAX];
-        let mut len = 0;
-        let mut rest = n;
-        while rest >= 0x80 {
-            block[len] = rest as u8 | 0x80;
-            rest >>= 7;
-            len += 1;
-        }
-        block[len] = rest as u8;
-        self.block(&block, len + 1);
+        let (word, len) = varint(n);
+        self.block(&word.to_le_bytes(), len);
     }
 
     /// A field of wire type LEN that is at hand: tag, length, bytes.
+    #[inline]
     pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
-        self.byte(tag);
-        self.varint(bytes.len() as u64);
+        if bytes.len() < 0x80 {
+            self.block(&[tag, bytes.len() as u8], 2);
+        } else {
+            self.byte(tag);
+            self.varint(bytes.len() as u64);
+        }
         self.put(bytes);
     }
 
@@ -99,6 +112,22 @@ impl fmt::Write for Buffer {
         self.put(text.as_bytes());
         Ok(())
     }
+}
+
+/// A varint, its first byte lowest, and how many bytes it takes. In a register: bytes that are written one by
+/// one and then read as a whole would have to wait for each other.
+#[inline]
+pub(super) const fn varint(n: u64) -> (u128, usize) {
+    if n < 0x80 {
+        return (n as u128, 1);
+    }
+    let (mut word, mut rest, mut len) = (0, n, 0);
+    while rest >= 0x80 {
+        word |= ((rest & 0x7f | 0x80) as u128) << (8 * len);
+        rest >>= 7;
+        len += 1;
+    }
+    (word | (rest as u128) << (8 * len), len + 1)
 }
 
 /// How many bytes a varint takes.
