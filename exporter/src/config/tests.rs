@@ -189,7 +189,7 @@ fn community_ids_are_made_where_they_are_asked_for() {
 #[test]
 fn attributes_are_renamed_left_out_and_added() {
     let file = "[attributes]\nprofile = \"tracee\"\nomit = [\"flowend.history\"]\n\
-                [attributes.rename]\n\"srcIP\" = \"from\"\n[attributes.add]\n\"a.b\" = \"c\"\n";
+                [attributes.rename]\n\"srcIP\" = \"from\"\nclient.port = \"unquoted\"\n[attributes.add]\n\"a.b\" = \"c\"\n";
     let set = &["attributes.rename.server.port=port", "attributes.add.team=1"];
     let given = Given { file: Some(file), set, ..Given::default() };
     let mapping = load_given(&given).unwrap().settings.mapping;
@@ -198,6 +198,7 @@ fn attributes_are_renamed_left_out_and_added() {
         (Key::History, None),
         (Key::SourceIp, Some("from")),
         (Key::DestinationIp, Some("dstIP")),
+        (Key::ClientPort, Some("unquoted")),
         (Key::ServerPort, Some("port")),
     ] {
         assert_eq!(name(key).as_deref(), want);

@@ -286,7 +286,9 @@ fn every_output_but_text_goes_through_the_mapping() {
     let mapping = Arc::new(Mapping::with(Profile::Semconv, changes).unwrap());
     let record = record(RecordKind::End);
     let mut want: Vec<String> = Vec::new();
-    attributes(&record, |key, _| want.push(key.name(Profile::Semconv).to_owned()));
+    attributes(&record, &mut |key: Key, _: Value<'_>| {
+        want.push(key.name(Profile::Semconv).to_owned())
+    });
     want.retain(|name| name != "flowend.history");
     want.iter_mut().filter(|name| *name == "client.port").for_each(|name| *name = "cp".into());
     want.push("team".into());

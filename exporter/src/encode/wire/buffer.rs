@@ -53,7 +53,7 @@ impl Buffer {
 
     #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) {
-        self.next(bytes.len()).copy_from_slice(bytes);
+        copy(bytes, self.next(bytes.len()));
         self.len += bytes.len();
     }
 
@@ -130,6 +130,28 @@ pub(super) const fn varint(n: u64) -> (u128, usize) {
     (word | (rest as u128) << (8 * len), len + 1)
 }
 
+/// Copies one slice to another of the same length. Most are short, and a call would take longer than the
+/// copy: two parts of a constant size then cover them, which may overlap.
+#[inline]
+fn copy(from: &[u8], to: &mut [u8]) {
+    #[inline]
+    fn ends<const N: usize>(from: &[u8], to: &mut [u8]) -> Option<()> {
+        *to.first_chunk_mut()? = *from.first_chunk::<N>()?;
+        *to.last_chunk_mut()? = *from.last_chunk::<N>()?;
+        Some(())
+    }
+    let copied = match from.len() {
+        17..=32 => ends::<16>(from, to),
+        8..=16 => ends::<8>(from, to),
+        4..=7 => ends::<4>(from, to),
+        2..=3 => ends::<2>(from, to),
+        _ => None,
+    };
+    if copied.is_none() {
+        to.copy_from_slice(from);
+    }
+}
+
 /// How many bytes a varint takes.
 pub(super) const fn varint_len(n: usize) -> usize {
     // 7 bits in each byte, and one byte at least.
@@ -155,6 +177,18 @@ mod tests {
             prost::encoding::encode_varint(n, &mut want);
             assert_eq!(buffer.written(), want, "{n}");
             assert_eq!(varint_len(n as usize), want.len(), "{n}");
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length_are_copied_whole() {
+        let bytes: Vec<u8> = (1..=100).collect();
+        for len in 0..=bytes.len() {
+            let mut buffer = Buffer::default();
+            buffer.put(&bytes[..len]);
+            buffer.byte(0);
+            let want: Vec<u8> = bytes[..len].iter().copied().chain([0]).collect();
+            assert_eq!(buffer.written(), want);
         }
     }
 

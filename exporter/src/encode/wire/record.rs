@@ -8,7 +8,7 @@ use super::attribute::{Attributes, Prefix};
 use super::buffer::{Buffer, field_len};
 use crate::encode::body::write_body;
 use crate::encode::trace_state::write_trace_state;
-use crate::encode::{Key, Mapping, TRACE_FLAGS, Value, attributes, severity_is_warning};
+use crate::encode::{Key, Mapping, Put, TRACE_FLAGS, Value, attributes, severity_is_warning};
 use crate::enrich::Workload;
 use crate::export::Signal;
 use crate::flow::Direction;
@@ -86,7 +86,7 @@ impl Encoded {
 #[derive(Debug)]
 pub struct RecordEncoder {
     /// By `Key as usize`; `None`: left out.
-    prefixes: Box<[Option<Prefix>]>,
+    prefixes: Box<[Option<Prefix>; Key::ALL.len()]>,
     /// The static attributes, encoded once.
     added: Attributes,
     attributes: Attributes,
@@ -102,7 +102,6 @@ pub struct RecordEncoder {
 
 impl RecordEncoder {
     /// For these names of attributes.
-    #[allow(clippy::needless_pass_by_value)] // the same for each output that takes a mapping
     pub fn new(mapping: Arc<Mapping>) -> Self {
         let nowhere = || Address::of(std::net::IpAddr::from([0; 4]).into());
         let (local, remote) = (nowhere(), nowhere());
@@ -112,7 +111,7 @@ impl RecordEncoder {
         }
         let prefix = |key: &Key| mapping.name(*key).map(|name| Prefix::of(name.as_str()));
         Self {
-            prefixes: Key::ALL.iter().map(prefix).collect(),
+            prefixes: Box::new(std::array::from_fn(|at| prefix(&Key::ALL[at]))),
             added,
             attributes: Attributes::default(),
             log: Buffer::default(),
@@ -173,12 +172,7 @@ impl RecordEncoder {
 
     fn write_attributes(&mut self, record: &Record) {
         self.attributes.clear();
-        let known = [&self.local, &self.remote];
-        attributes(record, |key, value| {
-            if let Some(prefix) = &self.prefixes[key as usize] {
-                self.attributes.put(prefix, value, known);
-            }
-        });
+        attributes(record, self);
     }
 
     fn write_log(&mut self, record: &Record) {
@@ -244,6 +238,15 @@ impl RecordEncoder {
             }
             // status, UNSET
             None => span.put(&[0x7a, 0]),
+        }
+    }
+}
+
+impl<'a> Put<'a> for RecordEncoder {
+    #[inline(always)]
+    fn put(&mut self, key: Key, value: Value<'a>) {
+        if let Some(prefix) = &self.prefixes[key as usize] {
+            self.attributes.put(prefix, value, [&self.local, &self.remote]);
         }
     }
 }
