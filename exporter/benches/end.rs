@@ -1,19 +1,21 @@
 //! User-space cost of an end, stage by stage: `cargo bench --bench end`.
 //!
 //! Synthetic connections with both ends watched, as the probe reports them: 13 events for two ends.
-//! Each stage includes those before it. The baseline, in the same run, is reading the events out of
-//! their bytes and doing nothing with them.
+//! Each stage includes those before it; the last two are two ways to the same requests. The baseline, in the
+//! same run, is reading the events out of their bytes and doing nothing with them.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use flowend::cgroup::Paths;
 use flowend::config::{Profile, ScopeKind};
 use flowend::dns::{Dns, DnsSettings, Scopes};
-use flowend::encode::{self, LogEncoder};
+use flowend::encode::wire::{self, RecordEncoder};
+use flowend::encode::{self, LogEncoder, Mapping};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
-use flowend::export::{OwnSockets, Queue};
+use flowend::export::{OwnSockets, Queue, Signal};
 use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
@@ -46,11 +48,12 @@ fn main() {
         "{:44} {:>8} {:>8} {:>14}",
         "stage (each with those before it)", "ns/end", "ratio", "ends/s on a core"
     );
-    let stages: [(&str, Stage); 4] = [
+    let stages: [(&str, Stage); 5] = [
         ("read the events (baseline)", read),
         ("flow state machine", flow),
         ("enrich, ids, sample, queue", pipeline),
-        ("encode log and span to OTLP protobuf", encoded),
+        ("... and log and span as OTLP requests", encoded),
+        ("... the same by way of the SDK's types", encoded_by_sdk),
     ];
     let mut times = vec![Vec::new(); stages.len()];
     for _ in 0..ROUNDS {
@@ -149,31 +152,49 @@ fn pipeline(steps: &[Step]) -> u64 {
     run_pipeline(steps).ledger().of(RecordKind::End).in_flight()
 }
 
-fn encoded(steps: &[Step]) -> u64 {
+/// Runs the pipeline and hands each batch of its queue to `encode`, which says how many bytes it made of it.
+fn batches(steps: &[Step], mut encode: impl FnMut(&[Arc<Record>]) -> usize) -> u64 {
     let queue = run_pipeline(steps);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let logs = LogEncoder::new(Profile::Semconv);
-    let scope = encode::scope();
     let mut ends = 0;
-    let mut wire = Vec::new();
     while let Some(batch) = runtime.block_on(queue.take(BATCH, Duration::ZERO)) {
+        black_box(encode(&batch));
+        ends += batch.len() as u64;
+        queue.settle(&batch, Ok(()));
+    }
+    ends
+}
+
+fn encoded(steps: &[Step]) -> u64 {
+    let mut encoder = RecordEncoder::new(Arc::new(Mapping::new(Profile::Semconv)));
+    batches(steps, |batch| {
+        let items: Vec<_> = batch.iter().map(|r| Arc::new(encoder.encode(r))).collect();
+        let bodies = [Signal::Logs, Signal::Traces].map(|signal| wire::request(signal, &items));
+        black_box(&bodies).iter().map(Bytes::len).sum()
+    })
+}
+
+fn encoded_by_sdk(steps: &[Step]) -> u64 {
+    let mapping = Arc::new(Mapping::new(Profile::Semconv));
+    let logs = LogEncoder::new(Arc::clone(&mapping));
+    let scope = encode::scope();
+    let mut body = Vec::new();
+    batches(steps, |batch| {
         let resource = (&batch[0].workload.resource).into();
         let records: Vec<_> = batch.iter().map(|r| logs.encode(r)).collect();
         let with_scope: Vec<_> = records.iter().map(|r| (r, &logs.scope)).collect();
         let resource_logs =
             group_logs_by_resource_and_scope(&LogBatch::new(&with_scope), &resource);
-        wire.clear();
-        ExportLogsServiceRequest { resource_logs }.encode(&mut wire).expect("memory");
-        let spans = batch.iter().map(|r| encode::span(r, Profile::Semconv, &scope)).collect();
+        body.clear();
+        ExportLogsServiceRequest { resource_logs }.encode(&mut body).expect("memory");
+        let size = black_box(&body).len();
+        let spans = batch.iter().map(|r| encode::span(r, &mapping, &scope)).collect();
         let resource_spans = group_spans_by_resource_and_scope(spans, &resource);
-        wire.clear();
-        ExportTraceServiceRequest { resource_spans }.encode(&mut wire).expect("memory");
-        black_box(&wire);
-        ends += batch.len() as u64;
-        queue.settle(&batch, Ok(()));
-    }
-    ends
+        body.clear();
+        ExportTraceServiceRequest { resource_spans }.encode(&mut body).expect("memory");
+        size + black_box(&body).len()
+    })
 }
 
 /// Both ends of each connection, closed by the client, interleaved as the kernel would.

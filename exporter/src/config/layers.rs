@@ -109,6 +109,7 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let mut origins = BTreeMap::new();
     for mut layer in layers {
         insecure_as_text(&mut layer.dict);
+        join_free_keys("", &mut layer.dict);
         schema.check(&layer)?;
         lower_case_headers(&mut layer.dict);
         let mut leaves = Vec::new();
@@ -203,6 +204,22 @@ fn lower_case_headers(dict: &mut Dict) {
             *inner = lower.collect();
         } else {
             lower_case_headers(inner);
+        }
+    }
+}
+
+/// The keys of free tables are one name each, dots and all: `server.port = "p"` without quotation marks means
+/// the same as with them.
+fn join_free_keys(prefix: &str, dict: &mut Dict) {
+    for (name, value) in dict {
+        let Value::Dict(_, inner) = value else { continue };
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if FREE_TABLES.contains(&&*template(&key)) {
+            let mut leaves = Vec::new();
+            flatten("", inner, &mut leaves);
+            *inner = leaves.into_iter().collect();
+        } else {
+            join_free_keys(&key, inner);
         }
     }
 }

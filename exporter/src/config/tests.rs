@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::encode::Key;
 use crate::record::EventSet;
 
 mod destinations;
@@ -200,6 +201,27 @@ fn community_ids_are_made_where_they_are_asked_for() {
 }
 
 #[test]
+fn attributes_are_renamed_left_out_and_added() {
+    let file = "[attributes]\nprofile = \"tracee\"\nomit = [\"flowend.history\"]\n\
+                [attributes.rename]\n\"srcIP\" = \"from\"\nclient.port = \"unquoted\"\n[attributes.add]\n\"a.b\" = \"c\"\n";
+    let set = &["attributes.rename.server.port=port", "attributes.add.team=1"];
+    let given = Given { file: Some(file), set, ..Given::default() };
+    let mapping = load_given(&given).unwrap().settings.mapping;
+    let name = |key| mapping.name(key).map(|name| name.as_str().to_owned());
+    for (key, want) in [
+        (Key::History, None),
+        (Key::SourceIp, Some("from")),
+        (Key::DestinationIp, Some("dstIP")),
+        (Key::ClientPort, Some("unquoted")),
+        (Key::ServerPort, Some("port")),
+    ] {
+        assert_eq!(name(key).as_deref(), want);
+    }
+    let added: Vec<_> = mapping.added().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(added, [("a.b", "c"), ("team", "1")]);
+}
+
+#[test]
 fn what_kubernetes_injects_breaks_nothing() {
     let env = &[
         ("FLOWEND_SERVICE_HOST", "10.96.0.7"),
@@ -340,6 +362,20 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (
             set(&["attributes.community_id_seed=65536"]),
             &["key `attributes.community_id_seed`: 65536 is not between 0 and 65535"],
+        ),
+        (
+            set(&["attributes.omit=flowend.histroy"]),
+            &["--set attributes.omit: key `attributes.omit`", "did you mean \"flowend.history\"?"],
+        ),
+        (
+            file("attributes.rename.\"source.port\" = \"server.port\""),
+            &[
+                "file FILE: key `attributes.rename.source.port`: \"server.port\" would be there twice",
+            ],
+        ),
+        (
+            set(&["attributes.add.error.type=x"]),
+            &["--set attributes.add.error.type: key `attributes.add.error.type`", "another name"],
         ),
         (set(&["spans.peer_cidrs=10.0.0.0/99"]), &["\"10.0.0.0/99\" is no range"]),
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),

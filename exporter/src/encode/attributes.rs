@@ -40,10 +40,9 @@ impl Value<'_> {
 ///
 /// `source` and `destination` mean the side that terminated the connection and the other one, so
 /// only an end has them; a begin and a progress have the names beside the own socket and its peer.
-pub fn attributes<'a>(record: &'a Record, mut put: impl FnMut(Key, Value<'a>)) {
-    let put = &mut put;
+pub fn attributes<'a>(record: &'a Record, put: &mut impl Put<'a>) {
     let end = &record.end;
-    put(Key::Direction, Value::Str(end.direction.as_str()));
+    put.put(Key::Direction, Value::Str(end.direction.as_str()));
     match record.kind {
         RecordKind::End => termination(record, put),
         RecordKind::Begin | RecordKind::Progress => {
@@ -60,40 +59,48 @@ pub fn attributes<'a>(record: &'a Record, mut put: impl FnMut(Key, Value<'a>)) {
     if record.kind != RecordKind::Begin
         && let Some(ns) = end.duration_ns()
     {
-        put(Key::Duration, Value::count(ns / 1000));
+        put.put(Key::Duration, Value::count(ns / 1000));
     }
-    put(Key::StartKnown, Value::Bool(end.start_known));
+    put.put(Key::StartKnown, Value::Bool(end.start_known));
     counters(record, put);
     if record.sampling.probability < 1.0 {
-        put(Key::SamplingProbability, Value::Double(record.sampling.probability));
+        put.put(Key::SamplingProbability, Value::Double(record.sampling.probability));
     }
     if let Some(id) = &record.community_id {
-        put(Key::CommunityId, Value::Str(id));
+        put.put(Key::CommunityId, Value::Str(id));
     }
     if let Some(error) = end.reason.error_type() {
-        put(Key::ErrorType, Value::Str(error));
+        put.put(Key::ErrorType, Value::Str(error));
     }
     if let Some(process) = &record.process {
-        put(Key::ProcessPid, Value::count(process.pid));
+        put.put(Key::ProcessPid, Value::count(process.pid));
         if let Some(name) = &process.executable {
-            put(Key::ProcessExecutable, Value::Str(name));
+            put.put(Key::ProcessExecutable, Value::Str(name));
         }
     }
 }
 
-/// Takes in one attribute.
-trait Put<'a>: FnMut(Key, Value<'a>) {}
+/// Takes in attributes one by one. A trait and no closure, so that an implementation can ask to be inlined:
+/// at each call the key and the kind of the value are then known.
+pub trait Put<'a> {
+    /// Takes in one attribute.
+    fn put(&mut self, key: Key, value: Value<'a>);
+}
 
-impl<'a, F: FnMut(Key, Value<'a>)> Put<'a> for F {}
+impl<'a, F: FnMut(Key, Value<'a>)> Put<'a> for F {
+    fn put(&mut self, key: Key, value: Value<'a>) {
+        self(key, value);
+    }
+}
 
 /// Which side terminated the connection.
 fn termination<'a>(record: &'a Record, put: &mut impl Put<'a>) {
     let end = &record.end;
     let (source, destination) = (end.source(), end.destination());
-    put(Key::SourceIp, Value::ip(source));
-    put(Key::SourcePort, Value::count(source.port));
-    put(Key::DestinationIp, Value::ip(destination));
-    put(Key::DestinationPort, Value::count(destination.port));
+    put.put(Key::SourceIp, Value::ip(source));
+    put.put(Key::SourcePort, Value::count(source.port));
+    put.put(Key::DestinationIp, Value::ip(destination));
+    put.put(Key::DestinationPort, Value::count(destination.port));
     let sides = match end.source_side() {
         Side::Remote => [Side::Remote, Side::Local],
         Side::Local => [Side::Local, Side::Remote],
@@ -106,7 +113,7 @@ fn termination<'a>(record: &'a Record, put: &mut impl Put<'a>) {
 fn names<'a>(record: &'a Record, keys: [Key; 2], sides: [Side; 2], put: &mut impl Put<'a>) {
     for (key, side) in keys.into_iter().zip(sides) {
         if !record.names(side).is_empty() {
-            put(key, Value::List(record.names(side)));
+            put.put(key, Value::List(record.names(side)));
         }
     }
 }
@@ -115,7 +122,7 @@ fn names<'a>(record: &'a Record, keys: [Key; 2], sides: [Side; 2], put: &mut imp
 fn ptrs<'a>(record: &'a Record, keys: [Key; 2], sides: [Side; 2], put: &mut impl Put<'a>) {
     for (key, side) in keys.into_iter().zip(sides) {
         if let Some(name) = record.ptr(side) {
-            put(key, Value::Str(name));
+            put.put(key, Value::Str(name));
         }
     }
 }
@@ -128,36 +135,36 @@ fn roles<'a>(record: &'a Record, put: &mut impl Put<'a>) {
         Direction::Incoming => (Side::Remote, Side::Local),
         Direction::Outgoing | Direction::Unknown => (Side::Local, Side::Remote),
     };
-    put(Key::ClientAddress, name_or_ip(record.names(client_side), client));
-    put(Key::ClientPort, Value::count(client.port));
-    put(Key::ServerAddress, name_or_ip(record.names(server_side), server));
-    put(Key::ServerPort, Value::count(server.port));
+    put.put(Key::ClientAddress, name_or_ip(record.names(client_side), client));
+    put.put(Key::ClientPort, Value::count(client.port));
+    put.put(Key::ServerAddress, name_or_ip(record.names(server_side), server));
+    put.put(Key::ServerPort, Value::count(server.port));
 }
 
 /// The own socket and its peer.
 fn network<'a>(record: &'a Record, put: &mut impl Put<'a>) {
     let end = &record.end;
-    put(Key::LocalIp, Value::ip(end.local));
-    put(Key::LocalPort, Value::count(end.local.port));
-    put(Key::PeerIp, Value::ip(end.remote));
-    put(Key::PeerPort, Value::count(end.remote.port));
-    put(Key::Transport, Value::Str("tcp"));
+    put.put(Key::LocalIp, Value::ip(end.local));
+    put.put(Key::LocalPort, Value::count(end.local.port));
+    put.put(Key::PeerIp, Value::ip(end.remote));
+    put.put(Key::PeerPort, Value::count(end.remote.port));
+    put.put(Key::Transport, Value::Str("tcp"));
     let version = if end.remote.addr.is_v4() { "ipv4" } else { "ipv6" };
-    put(Key::NetworkType, Value::Str(version));
+    put.put(Key::NetworkType, Value::Str(version));
 }
 
 /// How it ended.
 fn ending<'a>(record: &'a Record, put: &mut impl Put<'a>) {
     let end = &record.end;
-    put(Key::EndBy, Value::Str(end.by.map_or("none", Side::as_str)));
-    put(Key::EndReason, Value::Str(end.reason.as_str()));
+    put.put(Key::EndBy, Value::Str(end.by.map_or("none", Side::as_str)));
+    put.put(Key::EndReason, Value::Str(end.reason.as_str()));
     if let Some(side) = end.reset_by {
-        put(Key::ResetBy, Value::Str(side.as_str()));
+        put.put(Key::ResetBy, Value::Str(side.as_str()));
     }
-    put(Key::ConnState, Value::Str(end.conn_state));
-    put(Key::History, Value::Str(end.history.as_str()));
+    put.put(Key::ConnState, Value::Str(end.conn_state));
+    put.put(Key::History, Value::Str(end.history.as_str()));
     if let Some(ns) = end.half_close_ns {
-        put(Key::HalfClose, Value::count(ns / 1000));
+        put.put(Key::HalfClose, Value::count(ns / 1000));
     }
 }
 
@@ -177,7 +184,7 @@ fn counters<'a>(record: &'a Record, put: &mut impl Put<'a>) {
     for (key, count) in counters {
         let tells = record.kind != RecordKind::Begin || key == Key::HandshakeRtt;
         if let Some(count) = count.filter(|_| tells) {
-            put(key, Value::count(count));
+            put.put(key, Value::count(count));
         }
     }
 }

@@ -87,7 +87,7 @@ impl Mapping {
     /// Hands each attribute of the record to `put` by its name, in the order of [`attributes`], and then
     /// the static ones.
     pub fn attributes<'a>(&'a self, record: &'a Record, mut put: impl FnMut(&'a Name, Value<'a>)) {
-        attributes(record, |key, value| {
+        attributes(record, &mut |key, value| {
             if let Some(name) = self.name(key) {
                 put(name, value);
             }

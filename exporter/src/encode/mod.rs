@@ -10,7 +10,7 @@ mod text;
 mod trace_state;
 pub mod wire;
 
-pub use attributes::{Value, attributes, severity_is_warning};
+pub use attributes::{Put, Value, attributes, severity_is_warning};
 pub use body::body;
 pub use json::json_line;
 pub use keys::Key;

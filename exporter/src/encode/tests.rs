@@ -1,5 +1,6 @@
 //! What each kind of record looks like in each output, attribute by attribute.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flowend_probe_types::Addr;
@@ -261,6 +262,50 @@ fn only_an_end_has_a_span_in_its_json() {
         assert_eq!(line["severity"], if is_end { "WARN" } else { "INFO" });
         assert_eq!(line.get("span").is_some(), is_end, "{line}");
     }
+}
+
+#[test]
+fn the_span_in_json_says_its_trace_state_where_sampling_is_in_force() {
+    let kept = |threshold| Kept { probability: 1.0, threshold };
+    for (threshold, want) in
+        [(Some(3 << 54), Some("ot=th:c")), (Some(0), Some("ot=th:0")), (None, None)]
+    {
+        let record = Record { sampling: kept(threshold), ..record(RecordKind::End) };
+        let line: serde_json::Value =
+            serde_json::from_str(&json_line(&record, &Mapping::new(Profile::Semconv))).unwrap();
+        assert_eq!(line["span"].get("trace_state").and_then(|s| s.as_str()), want);
+    }
+}
+
+#[test]
+fn every_output_but_text_goes_through_the_mapping() {
+    let omit = ["flowend.history".to_owned()];
+    let table = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    let (rename, add) = (table("client.port", "cp"), table("team", "a"));
+    let changes = Changes { omit: &omit, rename: &rename, add: &add };
+    let mapping = Arc::new(Mapping::with(Profile::Semconv, changes).unwrap());
+    let record = record(RecordKind::End);
+    let mut want: Vec<String> = Vec::new();
+    attributes(&record, &mut |key: Key, _: Value<'_>| {
+        want.push(key.name(Profile::Semconv).to_owned())
+    });
+    want.retain(|name| name != "flowend.history");
+    want.iter_mut().filter(|name| *name == "client.port").for_each(|name| *name = "cp".into());
+    want.push("team".into());
+
+    let line: serde_json::Value = serde_json::from_str(&json_line(&record, &mapping)).unwrap();
+    let json: Vec<_> = line["attributes"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(json, want);
+    assert_eq!(
+        (&line["attributes"]["cp"], &line["attributes"]["team"]),
+        (&40_000.into(), &"a".into())
+    );
+    let log = LogEncoder::new(Arc::clone(&mapping)).encode(&record);
+    let log: Vec<_> = log.attributes_iter().map(|(key, _)| key.as_str().to_owned()).collect();
+    assert_eq!(log, want);
+    let span = span(&record, &mapping, &scope());
+    let span: Vec<_> = span.attributes.iter().map(|kv| kv.key.as_str().to_owned()).collect();
+    assert_eq!(span, want);
 }
 
 #[test]

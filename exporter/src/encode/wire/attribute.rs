@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::address::Address;
-use super::buffer::{Buffer, field_len, varint_len};
+use super::buffer::{Buffer, field_len, varint};
 use crate::encode::Value;
 use crate::export::Signal;
 
@@ -36,8 +36,10 @@ const ONE_BYTE: usize = 0x80;
 pub(super) struct Prefix {
     name: Box<str>,
     block: [u8; PREFIX_BLOCK],
-    /// 0: the name is too long for the block.
     len: usize,
+    /// Length of the message but for the value; of a name that is too long for the block, one that no
+    /// length of one byte allows.
+    message: usize,
 }
 
 impl Prefix {
@@ -46,12 +48,13 @@ impl Prefix {
         buffer.put(&[tag(Signal::Logs), 0]);
         buffer.field(KEY, name.as_bytes());
         buffer.put(&[VALUE, 0]);
-        let (mut block, mut len) = ([0; PREFIX_BLOCK], 0);
-        if let Some(part) = block.get_mut(..buffer.len()) {
+        let (mut block, len) = ([0; PREFIX_BLOCK], buffer.len());
+        let mut message = ONE_BYTE;
+        if let Some(part) = block.get_mut(..len) {
             part.copy_from_slice(buffer.written());
-            len = buffer.len();
+            message = len - 2;
         }
-        Self { name: name.into(), block, len }
+        Self { name: name.into(), block, len, message }
     }
 }
 
@@ -85,8 +88,9 @@ impl Attributes {
         }
     }
 
-    /// Adds one. `known`: addresses whose text is at hand.
-    #[inline]
+    /// Adds one. `known`: addresses whose text is at hand. Inlined, so that nothing of the match is left where
+    /// the kind of the value is known; what it calls is not, as there are 40 callers.
+    #[inline(always)]
     pub(super) fn put(&mut self, prefix: &Prefix, value: Value<'_>, known: [&Address; 2]) {
         match value {
             Value::Str(text) => self.string(prefix, text),
@@ -108,17 +112,18 @@ impl Attributes {
     }
 
     /// All of a KeyValue up to its value, which takes `value_len` bytes.
-    #[inline]
+    #[inline(always)]
     fn head(&mut self, prefix: &Prefix, value_len: usize) {
-        let at = self.block.len();
-        self.starts.push(at as u32);
-        let message = (prefix.len + value_len).wrapping_sub(2);
-        if prefix.len == 0 || message >= ONE_BYTE {
+        self.starts.push(self.block.len() as u32);
+        let message = prefix.message + value_len;
+        if message >= ONE_BYTE {
             return self.long_head(prefix, value_len);
         }
-        self.block.block(&prefix.block, prefix.len);
-        self.block.set(at + 1, message as u8);
-        self.block.set(at + prefix.len - 1, value_len as u8);
+        let out = self.block.spare::<PREFIX_BLOCK>();
+        *out = prefix.block;
+        out[1] = message as u8;
+        out[prefix.len - 1] = value_len as u8;
+        self.block.advance(prefix.len);
     }
 
     #[cold]
@@ -139,10 +144,10 @@ impl Attributes {
     #[inline(never)]
     fn int(&mut self, prefix: &Prefix, n: i64) {
         // A negative number is one of 64 bits.
-        let n = n as u64;
-        self.head(prefix, 1 + varint_len(n as usize));
-        self.block.byte(ANY_INT);
-        self.block.varint(n);
+        let (varint, len) = varint(n as u64);
+        let value = u128::from(ANY_INT) | varint << 8;
+        self.head(prefix, 1 + len);
+        self.block.block(&value.to_le_bytes(), 1 + len);
     }
 
     #[inline(never)]

@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-/// The longest varint.
-const VARINT_MAX: usize = 10;
-
 /// Bytes to write to. What was allocated stays, zeroed or written before, so that a block of constant size
 /// is copied without a call and then counts only as far as it means something.
 #[derive(Debug, Default)]
@@ -35,6 +32,7 @@ impl Buffer {
     }
 
     /// The next `n` bytes, to be written.
+    #[inline]
     fn next(&mut self, n: usize) -> &mut [u8] {
         if self.bytes.len() - self.len < n {
             self.grow(n);
@@ -47,43 +45,58 @@ impl Buffer {
         self.bytes.resize((self.len + n).next_power_of_two().max(1024), 0);
     }
 
+    #[inline]
     pub(super) fn byte(&mut self, byte: u8) {
         self.next(1)[0] = byte;
         self.len += 1;
     }
 
+    #[inline]
     pub(super) fn put(&mut self, bytes: &[u8]) {
-        self.next(bytes.len()).copy_from_slice(bytes);
+        copy(bytes, self.next(bytes.len()));
         self.len += bytes.len();
     }
 
     /// The first `len` bytes of a block: all of it is copied, which is faster.
+    #[inline]
     pub(super) fn block<const N: usize>(&mut self, block: &[u8; N], len: usize) {
-        debug_assert!(len <= N);
-        self.next(N).copy_from_slice(block);
-        self.len += len;
+        *self.spare() = *block;
+        self.advance(len);
+    }
+
+    /// The next `N` bytes, whatever is in them: to be written, and then taken in with [`Self::advance`].
+    #[inline]
+    pub(super) fn spare<const N: usize>(&mut self) -> &mut [u8; N] {
+        if self.bytes.len() - self.len < N {
+            self.grow(N);
+        }
+        self.bytes[self.len..].first_chunk_mut().expect("room was made")
+    }
+
+    /// Takes in what was written to [`Self::spare`].
+    #[inline]
+    pub(super) fn advance(&mut self, n: usize) {
+        self.len += n;
+        debug_assert!(self.len <= self.bytes.len());
     }
 
     pub(super) fn varint(&mut self, n: u64) {
         if n < 0x80 {
             return self.byte(n as u8);
         }
-        let mut block = [0; VARINT_MAX];
-        let mut len = 0;
-        let mut rest = n;
-        while rest >= 0x80 {
-            block[len] = rest as u8 | 0x80;
-            rest >>= 7;
-            len += 1;
-        }
-        block[len] = rest as u8;
-        self.block(&block, len + 1);
+        let (word, len) = varint(n);
+        self.block(&word.to_le_bytes(), len);
     }
 
     /// A field of wire type LEN that is at hand: tag, length, bytes.
+    #[inline]
     pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
-        self.byte(tag);
-        self.varint(bytes.len() as u64);
+        if bytes.len() < 0x80 {
+            self.block(&[tag, bytes.len() as u8], 2);
+        } else {
+            self.byte(tag);
+            self.varint(bytes.len() as u64);
+        }
         self.put(bytes);
     }
 
@@ -98,6 +111,44 @@ impl fmt::Write for Buffer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.put(text.as_bytes());
         Ok(())
+    }
+}
+
+/// A varint, its first byte lowest, and how many bytes it takes. In a register: bytes that are written one by
+/// one and then read as a whole would have to wait for each other.
+#[inline]
+pub(super) const fn varint(n: u64) -> (u128, usize) {
+    if n < 0x80 {
+        return (n as u128, 1);
+    }
+    let (mut word, mut rest, mut len) = (0, n, 0);
+    while rest >= 0x80 {
+        word |= ((rest & 0x7f | 0x80) as u128) << (8 * len);
+        rest >>= 7;
+        len += 1;
+    }
+    (word | (rest as u128) << (8 * len), len + 1)
+}
+
+/// Copies one slice to another of the same length. Most are short, and a call would take longer than the
+/// copy: two parts of a constant size then cover them, which may overlap.
+#[inline]
+fn copy(from: &[u8], to: &mut [u8]) {
+    #[inline]
+    fn ends<const N: usize>(from: &[u8], to: &mut [u8]) -> Option<()> {
+        *to.first_chunk_mut()? = *from.first_chunk::<N>()?;
+        *to.last_chunk_mut()? = *from.last_chunk::<N>()?;
+        Some(())
+    }
+    let copied = match from.len() {
+        17..=32 => ends::<16>(from, to),
+        8..=16 => ends::<8>(from, to),
+        4..=7 => ends::<4>(from, to),
+        2..=3 => ends::<2>(from, to),
+        _ => None,
+    };
+    if copied.is_none() {
+        to.copy_from_slice(from);
     }
 }
 
@@ -126,6 +177,18 @@ mod tests {
             prost::encoding::encode_varint(n, &mut want);
             assert_eq!(buffer.written(), want, "{n}");
             assert_eq!(varint_len(n as usize), want.len(), "{n}");
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length_are_copied_whole() {
+        let bytes: Vec<u8> = (1..=100).collect();
+        for len in 0..=bytes.len() {
+            let mut buffer = Buffer::default();
+            buffer.put(&bytes[..len]);
+            buffer.byte(0);
+            let want: Vec<u8> = bytes[..len].iter().copied().chain([0]).collect();
+            assert_eq!(buffer.written(), want);
         }
     }
 

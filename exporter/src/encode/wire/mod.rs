@@ -1,6 +1,6 @@
 //! OTLP protobuf, written directly: one pass over a record, one allocation for its log record and span.
 //!
-//! The way through the SDK's types costs some twenty times as much. Field numbers are those of
+//! The way through the SDK's types costs more than twenty times as much. Field numbers are those of
 //! opentelemetry-proto v1 (common.proto, logs.proto, trace.proto); the tests compare what is written
 //! here with what the SDK's way writes.
 

@@ -8,7 +8,7 @@ use super::attribute::{Attributes, Prefix};
 use super::buffer::{Buffer, field_len};
 use crate::encode::body::write_body;
 use crate::encode::trace_state::write_trace_state;
-use crate::encode::{Key, Mapping, TRACE_FLAGS, Value, attributes, severity_is_warning};
+use crate::encode::{Key, Mapping, Put, TRACE_FLAGS, Value, attributes, severity_is_warning};
 use crate::enrich::Workload;
 use crate::export::Signal;
 use crate::flow::Direction;
@@ -21,8 +21,29 @@ const ITEM: u8 = 0x12;
 const CONTEXT_HAS_IS_REMOTE: u32 = 0x100;
 const CONTEXT_IS_REMOTE: u32 = 0x200;
 
-/// Field `flags` of Span: 16, wire type I32, two bytes.
-const SPAN_FLAGS: [u8; 2] = [0x85, 0x01];
+/// The fields of a log record that each has in the same place, with their tags and lengths.
+const LOG_FIXED: [u8; 51] = {
+    let mut fixed = [0; 51];
+    fixed[0] = 0x09; // time_unix_nano
+    fixed[9] = 0x59; // observed_time_unix_nano
+    fixed[18] = 0x45; // flags
+    fixed[19] = TRACE_FLAGS;
+    (fixed[23], fixed[24]) = (0x4a, 16); // trace_id
+    (fixed[41], fixed[42]) = (0x52, 8); // span_id
+    fixed
+};
+
+/// The fields of a span that each has in the same place, with their tags and lengths.
+const SPAN_FIXED: [u8; 54] = {
+    let mut fixed = [0; 54];
+    (fixed[0], fixed[1]) = (0x0a, 16); // trace_id
+    (fixed[18], fixed[19]) = (0x12, 8); // span_id
+    fixed[28] = 0x39; // start_time_unix_nano
+    fixed[37] = 0x41; // end_time_unix_nano
+    (fixed[46], fixed[47]) = (0x85, 0x01); // flags: field 16, two bytes of tag
+    fixed[52] = 0x30; // kind
+    fixed
+};
 
 /// What of a record is sent over OTLP: encoded once for both signals.
 #[derive(Debug)]
@@ -65,7 +86,7 @@ impl Encoded {
 #[derive(Debug)]
 pub struct RecordEncoder {
     /// By `Key as usize`; `None`: left out.
-    prefixes: Box<[Option<Prefix>]>,
+    prefixes: Box<[Option<Prefix>; Key::ALL.len()]>,
     /// The static attributes, encoded once.
     added: Attributes,
     attributes: Attributes,
@@ -81,7 +102,6 @@ pub struct RecordEncoder {
 
 impl RecordEncoder {
     /// For these names of attributes.
-    #[allow(clippy::needless_pass_by_value)] // the same for each output that takes a mapping
     pub fn new(mapping: Arc<Mapping>) -> Self {
         let nowhere = || Address::of(std::net::IpAddr::from([0; 4]).into());
         let (local, remote) = (nowhere(), nowhere());
@@ -91,7 +111,7 @@ impl RecordEncoder {
         }
         let prefix = |key: &Key| mapping.name(*key).map(|name| Prefix::of(name.as_str()));
         Self {
-            prefixes: Key::ALL.iter().map(prefix).collect(),
+            prefixes: Box::new(std::array::from_fn(|at| prefix(&Key::ALL[at]))),
             added,
             attributes: Attributes::default(),
             log: Buffer::default(),
@@ -152,12 +172,7 @@ impl RecordEncoder {
 
     fn write_attributes(&mut self, record: &Record) {
         self.attributes.clear();
-        let known = [&self.local, &self.remote];
-        attributes(record, |key, value| {
-            if let Some(prefix) = &self.prefixes[key as usize] {
-                self.attributes.put(prefix, value, known);
-            }
-        });
+        attributes(record, self);
     }
 
     fn write_log(&mut self, record: &Record) {
@@ -166,9 +181,15 @@ impl RecordEncoder {
         let _ = write_body(record, &mut self.body, |out| {
             write_endpoint(&self.remote, record.end.remote.port, out)
         });
+        let mut fixed = LOG_FIXED;
+        let now = record.end_unix_ns.to_le_bytes();
+        fixed[1..9].copy_from_slice(&now);
+        fixed[10..18].copy_from_slice(&now);
+        fixed[25..41].copy_from_slice(&record.ids.trace_id.to_bytes());
+        fixed[43..51].copy_from_slice(&record.ids.span_id.to_bytes());
         let log = &mut self.log;
         log.clear();
-        log.fixed64(0x09, record.end_unix_ns); // time_unix_nano
+        log.put(&fixed);
         log.put(match severity_is_warning(record) {
             true => b"\x10\x0d\x1a\x04WARN", // severity_number, severity_text
             false => b"\x10\x09\x1a\x04INFO",
@@ -176,38 +197,38 @@ impl RecordEncoder {
         log.byte(0x2a); // body: an AnyValue
         log.varint(field_len(self.body.len()) as u64);
         log.field(0x0a, self.body.written());
-        log.put(&[0x45, TRACE_FLAGS, 0, 0, 0]);
-        log.field(0x4a, &record.ids.trace_id.to_bytes());
-        log.field(0x52, &record.ids.span_id.to_bytes());
-        log.fixed64(0x59, record.end_unix_ns); // observed_time_unix_nano
         log.field(0x62, record.kind.event_name().as_bytes());
     }
 
     fn write_span(&mut self, record: &Record) {
+        let mut flags = u32::from(TRACE_FLAGS) | CONTEXT_HAS_IS_REMOTE;
+        if record.parent_span_id.is_some() {
+            flags |= CONTEXT_IS_REMOTE;
+        }
+        let mut fixed = SPAN_FIXED;
+        fixed[2..18].copy_from_slice(&record.ids.trace_id.to_bytes());
+        fixed[20..28].copy_from_slice(&record.ids.span_id.to_bytes());
+        fixed[29..37].copy_from_slice(&record.start_unix_ns.to_le_bytes());
+        fixed[38..46].copy_from_slice(&record.end_unix_ns.to_le_bytes());
+        fixed[48..52].copy_from_slice(&flags.to_le_bytes());
+        fixed[53] = match record.end.direction {
+            Direction::Unknown => 1,  // INTERNAL
+            Direction::Incoming => 2, // SERVER
+            Direction::Outgoing => 3, // CLIENT
+        };
         let span = &mut self.span;
         span.clear();
-        span.field(0x0a, &record.ids.trace_id.to_bytes());
-        span.field(0x12, &record.ids.span_id.to_bytes());
+        span.put(&fixed);
+        span.field(0x2a, SPAN_NAME.as_bytes());
+        if let Some(parent) = record.parent_span_id {
+            span.field(0x22, &parent.to_bytes());
+        }
         if let Some(threshold) = record.sampling.threshold {
             span.put(&[0x1a, 0]); // trace_state, of less than 128 bytes
             let start = span.len();
             let _ = write_trace_state(threshold, span);
             span.set(start - 1, (span.len() - start) as u8);
         }
-        let mut flags = u32::from(TRACE_FLAGS) | CONTEXT_HAS_IS_REMOTE;
-        if let Some(parent) = record.parent_span_id {
-            span.field(0x22, &parent.to_bytes());
-            flags |= CONTEXT_IS_REMOTE;
-        }
-        span.field(0x2a, SPAN_NAME.as_bytes());
-        let kind = match record.end.direction {
-            Direction::Unknown => 1,  // INTERNAL
-            Direction::Incoming => 2, // SERVER
-            Direction::Outgoing => 3, // CLIENT
-        };
-        span.put(&[0x30, kind]);
-        span.fixed64(0x39, record.start_unix_ns);
-        span.fixed64(0x41, record.end_unix_ns);
         match record.end.reason.error_type() {
             // status: message, and the code ERROR
             Some(error) => {
@@ -218,8 +239,15 @@ impl RecordEncoder {
             // status, UNSET
             None => span.put(&[0x7a, 0]),
         }
-        span.put(&SPAN_FLAGS);
-        span.put(&flags.to_le_bytes());
+    }
+}
+
+impl<'a> Put<'a> for RecordEncoder {
+    #[inline(always)]
+    fn put(&mut self, key: Key, value: Value<'a>) {
+        if let Some(prefix) = &self.prefixes[key as usize] {
+            self.attributes.put(prefix, value, [&self.local, &self.remote]);
+        }
     }
 }
 
