@@ -298,14 +298,13 @@ impl Schema {
 
     fn is_table(&self, key: &str) -> bool {
         let is_destination = |name: &str| !name.contains('.');
-        if key == DESTINATIONS
-            || key.strip_prefix("destinations.").is_some_and(is_destination)
-        {
+        if key == DESTINATIONS || key.strip_prefix("destinations.").is_some_and(is_destination) {
             return true;
         }
         let key = template(key);
         let prefix = format!("{key}.");
-        FREE_TABLES.contains(&key.as_ref()) || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
+        FREE_TABLES.contains(&key.as_ref())
+            || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
     }
 
     fn unknown(&self, key: &str, origin: &str) -> ConfigError {

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::transport::{Answer, Client, OwnSockets};
 use super::Queue;
+use super::transport::{Answer, Client, OwnSockets};
 use crate::config::{Export, Profile, Receiver};
 use crate::encode::{self, LogEncoder};
 use crate::enrich::Workload;

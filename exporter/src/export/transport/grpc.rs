@@ -72,7 +72,9 @@ pub(super) fn interpret(
     match said {
         Some(said) if said.code == Code::Ok => match message(&body) {
             Some(message) => acknowledged(signal, message).unwrap_or_else(|| {
-                Answer::again("gRPC OK, but its message is no OTLP answer; is this an OTLP receiver?")
+                Answer::again(
+                    "gRPC OK, but its message is no OTLP answer; is this an OTLP receiver?",
+                )
             }),
             None => Answer::again("gRPC OK, but without a whole message"),
         },

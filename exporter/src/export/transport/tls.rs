@@ -31,8 +31,9 @@ pub(super) fn client_config(files: &TlsFiles) -> Result<ClientConfig, ClientErro
         return Ok(builder.with_no_client_auth());
     };
     let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|error| garbled(key, &error, "name a PEM file with a private key that is not encrypted"))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| {
+        garbled(key, &error, "name a PEM file with a private key that is not encrypted")
+    })?;
     builder.with_client_auth_cert(chain, private).map_err(|error| {
         let problem = format!("does not fit {}: {error}", certificate.path.display());
         bad(key, problem, "name the key that belongs to the certificate")
