@@ -1,13 +1,14 @@
 //! Reads the layers, checks each against the default file, and merges them with figment.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::raw::RawSettings;
+use super::receiver::{NamedFile, TlsFiles};
 use super::settings::{Output, Settings};
 use super::{ConfigError, DEFAULT, env};
 
@@ -114,7 +115,8 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
     let raw: RawSettings =
         figment.extract().map_err(|error| ConfigError::Other(error.to_string()))?;
     let settings = Settings::resolve(raw, &|key| origin_of(&origins, key))?;
-    let warnings = unused_destinations(&origins, &settings);
+    let mut warnings = unused_destinations(&origins, &settings);
+    warnings.extend(unused_files(&settings));
     Ok(Layered { figment, origins, settings, warnings })
 }
 
@@ -146,6 +148,23 @@ fn unused_destinations(origins: &BTreeMap<String, String>, settings: &Settings) 
             format!("{}: key `{key}` is not used: `outputs` is without \"otlp\"", origins[key])
         })
         .into_iter()
+        .collect()
+}
+
+/// Who names files for TLS means a secured connection.
+fn unused_files(settings: &Settings) -> BTreeSet<String> {
+    let receivers = settings.destinations.iter().flat_map(|one| [&one.logs, &one.traces]).flatten();
+    receivers
+        .filter(|receiver| !receiver.is_secure())
+        .flat_map(|receiver| {
+            let TlsFiles { authorities, client } = &receiver.tls;
+            let client = client.as_ref().map(|client| &client.certificate);
+            authorities.iter().chain(client).map(|file| {
+                let NamedFile { origin, key, .. } = file;
+                let endpoint = &receiver.endpoint;
+                format!("{origin}: key `{key}` is not used for {endpoint}: it is not https://")
+            })
+        })
         .collect()
 }
 

@@ -8,7 +8,4 @@ mod transport;
 pub use otlp::{Signal, spawn as spawn_otlp};
 pub use queue::{Counted, Queue};
 pub use stream::{StreamFormat, spawn as spawn_stream};
-pub use transport::{Answer, Client, ClientError, OwnSockets};
-// For flowend's own metrics, which opentelemetry-otlp sends.
-#[expect(unused_imports, reason = "the sender of metrics comes with the telemetry")]
-pub(crate) use transport::{Headers, OwnHttpClient, channel};
+pub use transport::{Answer, Client, ClientError, Headers, OwnHttpClient, OwnSockets, channel};

@@ -171,6 +171,14 @@ fn outputs_decide_whether_there_are_destinations() {
 }
 
 #[test]
+fn files_for_tls_that_are_not_used_are_said_once() {
+    let layered = load_file("otlp.endpoint = \"http://c:4317\"\notlp.ca_file = \"/ca.pem\"");
+    assert_eq!(layered.warnings.len(), 1, "{:?}", layered.warnings);
+    let words = "key `otlp.ca_file` is not used for http://c:4317/: it is not https://";
+    assert!(layered.warnings[0].contains(words), "{:?}", layered.warnings);
+}
+
+#[test]
 fn compression_none_overrules_the_standard_variable() {
     let env =
         &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"), ("FLOWEND_OTLP__LOGS__COMPRESSION", "none")];

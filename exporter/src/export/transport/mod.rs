@@ -15,7 +15,7 @@ mod tls;
 
 pub use answer::Answer;
 pub use client::Client;
-pub(crate) use otel::{Headers, OwnHttpClient, channel};
+pub use otel::{Headers, OwnHttpClient, channel};
 pub use own::OwnSockets;
 
 /// Why no client could be built.

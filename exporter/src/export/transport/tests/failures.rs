@@ -165,3 +165,23 @@ async fn a_new_connection_follows_a_server_that_was_away() {
         assert_eq!(client.send(Bytes::new()).await, taken(), "{protocol:?}");
     }
 }
+
+/// A server that is not willing to take all of it says so before it has it.
+#[tokio::test]
+async fn an_answer_that_comes_before_the_request_is_through_counts() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = vec![0; 4096];
+        stream.read_exact(&mut buffer).await.unwrap();
+        let reply =
+            b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        stream.write_all(reply).await.unwrap();
+        // Without reading on: a close would reset the connection, and the answer with it.
+        std::future::pending::<()>().await;
+    });
+    let client = client(Signal::Logs, &receiver(&endpoint, Protocol::Http));
+    let answer = client.send(vec![0; 32 << 20].into()).await;
+    assert!(matches!(answer, Answer::TooLarge { .. }), "{answer:?}");
+}

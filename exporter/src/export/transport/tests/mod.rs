@@ -3,6 +3,7 @@
 mod failures;
 mod grpc;
 mod http;
+mod otel;
 mod requests;
 mod tls;
 

@@ -20,13 +20,13 @@ pub(super) fn authority() -> Authority {
 }
 
 /// A certificate and its key, PEM.
-struct Identity {
+pub(super) struct Identity {
     certificate: rcgen::Certificate,
     key: KeyPair,
 }
 
 impl Authority {
-    fn issue(&self, name: &str, is_expired: bool) -> Identity {
+    pub(super) fn issue(&self, name: &str, is_expired: bool) -> Identity {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         if is_expired {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
@@ -51,7 +51,7 @@ impl Identity {
         }
     }
 
-    fn acceptor(&self, protocol: Protocol, clients: Option<&Authority>) -> TlsAcceptor {
+    pub(super) fn acceptor(&self, protocol: Protocol, clients: Option<&Authority>) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
