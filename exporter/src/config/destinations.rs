@@ -300,7 +300,7 @@ impl Endpoint {
         let uri: Uri = found.text.parse().map_err(|_| problem(found, origin, "is no URL"))?;
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
             let words =
-                "holds a user or password, which would not be sent: use otlp.headers.authorization";
+                "holds a user or password, which would not be sent: use headers.authorization";
             return Err(problem(found, origin, words));
         }
         if uri.host().is_none_or(str::is_empty) {

@@ -38,7 +38,7 @@ pub enum ClientError {
     /// An https:// endpoint, and nobody to trust.
     #[error(
         "this machine has no certificates of authorities ({why}): install them (ca-certificates), or name a PEM \
-         file in otlp.ca_file"
+         file in ca_file"
     )]
     NoRoots {
         /// The first thing that went wrong.
