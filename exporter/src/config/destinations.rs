@@ -56,7 +56,11 @@ pub(super) fn destinations(
         all.push(table.destination(name, origin)?);
     }
     if all.iter().all(|one| one.logs.is_none() && one.traces.is_none()) {
-        return Err(bad("otlp.signals", origin, format!("is empty, and no other destination is given; {SIGNALS}")));
+        return Err(bad(
+            "otlp.signals",
+            origin,
+            format!("is empty, and no other destination is given; {SIGNALS}"),
+        ));
     }
     Ok(all)
 }
@@ -75,7 +79,11 @@ fn check_name(name: &str, key: &str, origin: Origin<'_>) -> Result<(), ConfigErr
         return Err(bad(key, origin, problem.into()));
     }
     if TAKEN_NAMES.contains(&name) {
-        return Err(bad(key, origin, format!("\"{name}\" is the name of an output; choose another")));
+        return Err(bad(
+            key,
+            origin,
+            format!("\"{name}\" is the name of an output; choose another"),
+        ));
     }
     Ok(())
 }
@@ -156,9 +164,7 @@ impl<'a> Table<'a> {
         of_all: Field<RawOtlp>,
     ) -> Found<'a> {
         match (self.own(signal, field, of_signal, of_all), self.parent) {
-            (Found { text: "", .. }, Some(parent)) => {
-                parent.pick(signal, field, of_signal, of_all)
-            }
+            (Found { text: "", .. }, Some(parent)) => parent.pick(signal, field, of_signal, of_all),
             (found, _) => found,
         }
     }
@@ -190,7 +196,8 @@ impl<'a> Table<'a> {
             let problem = "is missing: name the receiver, like \"https://collector:4317\"";
             return Err(bad(&found.key, origin, problem.into()));
         }
-        let given = (!found.text.is_empty()).then(|| Endpoint::parse(&found, origin)).transpose()?;
+        let given =
+            (!found.text.is_empty()).then(|| Endpoint::parse(&found, origin)).transpose()?;
         let protocol = self.pick(signal, "protocol", |r| &r.protocol, |r| &r.protocol);
         let protocol = match (protocol.text, &given) {
             ("", Some(given)) => given.protocol(),
@@ -264,10 +271,17 @@ impl<'a> Table<'a> {
 }
 
 fn alone(given: &NamedFile, missing: &str, origin: Origin<'_>) -> ConfigError {
-    bad(&given.key, origin, format!("is given without {missing}: a certificate and its key go together"))
+    bad(
+        &given.key,
+        origin,
+        format!("is given without {missing}: a certificate and its key go together"),
+    )
 }
 
-fn compression_of(found: &Found<'_>, origin: Origin<'_>) -> Result<Option<Compression>, ConfigError> {
+fn compression_of(
+    found: &Found<'_>,
+    origin: Origin<'_>,
+) -> Result<Option<Compression>, ConfigError> {
     const CHOICES: [(&str, Option<Compression>); 3] =
         [("none", None), ("gzip", Some(Compression::Gzip)), ("zstd", Some(Compression::Zstd))];
     one_of(&found.key, found.text, &CHOICES, origin)
@@ -285,7 +299,8 @@ impl Endpoint {
     fn parse(found: &Found<'_>, origin: Origin<'_>) -> Result<Self, ConfigError> {
         let uri: Uri = found.text.parse().map_err(|_| problem(found, origin, "is no URL"))?;
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-            let words = "holds a user or password, which would not be sent: use otlp.headers.authorization";
+            let words =
+                "holds a user or password, which would not be sent: use headers.authorization";
             return Err(problem(found, origin, words));
         }
         if uri.host().is_none_or(str::is_empty) {

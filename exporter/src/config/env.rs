@@ -32,9 +32,7 @@ const SIGNALS: [(&str, &str); 4] = [
 
 /// The layers of the standard variables, each its own, so that each value knows its variable.
 /// An empty variable is as good as none (OpenTelemetry specification, environment variables).
-pub(super) fn standard(
-    env: &BTreeMap<String, String>,
-) -> Result<Vec<Layer>, ConfigError> {
+pub(super) fn standard(env: &BTreeMap<String, String>) -> Result<Vec<Layer>, ConfigError> {
     let mut layers = Vec::new();
     for (signal, table) in SIGNALS {
         for (setting, key) in STANDARD {

@@ -1,7 +1,7 @@
 //! Reads the layers, checks each against the default file, and merges them with figment.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
@@ -9,6 +9,7 @@ use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::changes::{self, Effect};
 use super::raw::RawSettings;
+use super::receiver::{NamedFile, TlsFiles};
 use super::settings::{Output, Settings};
 use super::{ConfigError, DEFAULT, env, sampling};
 
@@ -118,7 +119,8 @@ pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
         figment = figment.merge(layer);
     }
     let settings = resolve(&figment, &origins)?;
-    let warnings = unused_destinations(&origins, &settings);
+    let mut warnings = unused_destinations(&origins, &settings);
+    warnings.extend(unused_files(&settings));
     Ok(Layered { figment, origins, settings, warnings })
 }
 
@@ -181,6 +183,23 @@ fn unused_destinations(origins: &BTreeMap<String, String>, settings: &Settings) 
             format!("{}: key `{key}` is not used: `outputs` is without \"otlp\"", origins[key])
         })
         .into_iter()
+        .collect()
+}
+
+/// Who names files for TLS means a secured connection.
+fn unused_files(settings: &Settings) -> BTreeSet<String> {
+    let receivers = settings.destinations.iter().flat_map(|one| [&one.logs, &one.traces]).flatten();
+    receivers
+        .filter(|receiver| !receiver.is_secure())
+        .flat_map(|receiver| {
+            let TlsFiles { authorities, client } = &receiver.tls;
+            let client = client.as_ref().map(|client| &client.certificate);
+            authorities.iter().chain(client).map(|file| {
+                let NamedFile { origin, key, .. } = file;
+                let endpoint = &receiver.endpoint;
+                format!("{origin}: key `{key}` is not used for {endpoint}: it is not https://")
+            })
+        })
         .collect()
 }
 
@@ -361,14 +380,13 @@ impl Schema {
 
     fn is_table(&self, key: &str) -> bool {
         let is_destination = |name: &str| !name.contains('.');
-        if key == DESTINATIONS
-            || key.strip_prefix("destinations.").is_some_and(is_destination)
-        {
+        if key == DESTINATIONS || key.strip_prefix("destinations.").is_some_and(is_destination) {
             return true;
         }
         let key = template(key);
         let prefix = format!("{key}.");
-        FREE_TABLES.contains(&key.as_ref()) || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
+        FREE_TABLES.contains(&key.as_ref())
+            || self.leaves.keys().any(|leaf| leaf.starts_with(&prefix))
     }
 
     fn unknown(&self, key: &str, origin: &str) -> ConfigError {

@@ -24,7 +24,7 @@ pub use queue::{Item, Limits, Queue, Taken};
 pub use sinks::{Part, Sink, Sinks};
 pub use metrics::MetricsClient;
 pub use stream::{StreamFormat, spawn as spawn_stream};
-pub use transport::{Answer, Client, ClientError, OwnSockets};
+pub use transport::{Answer, Client, ClientError, Headers, OwnHttpClient, OwnSockets, channel};
 
 /// Which of the two OTLP signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

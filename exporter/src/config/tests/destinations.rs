@@ -83,7 +83,10 @@ fn an_endpoint_without_a_scheme_is_secure_unless_told_otherwise() {
     }
     let settings = load_file("otlp.endpoint = \"c:1\"\notlp.logs.insecure = true").settings;
     let (logs, traces) = otlp(&settings);
-    assert_eq!((logs.endpoint.scheme_str(), traces.endpoint.scheme_str()), (Some("http"), Some("https")));
+    assert_eq!(
+        (logs.endpoint.scheme_str(), traces.endpoint.scheme_str()),
+        (Some("http"), Some("https"))
+    );
 }
 
 #[test]
@@ -106,7 +109,10 @@ fn the_standard_variables_for_tls_and_metrics_are_understood() {
     assert_eq!(authorities(traces), Path::new("/traces.pem"));
     let client = logs.tls.client.as_ref().unwrap();
     assert_eq!(client.certificate.origin, "variable OTEL_EXPORTER_OTLP_LOGS_CLIENT_CERTIFICATE");
-    assert_eq!((&client.certificate.path, &client.key.path), (&"/cert.pem".into(), &"/key.pem".into()));
+    assert_eq!(
+        (&client.certificate.path, &client.key.path),
+        (&"/cert.pem".into(), &"/key.pem".into())
+    );
     let metrics = &layered.settings.metrics_receiver;
     assert_eq!(metrics.endpoint, "https://c:4318/v1/metrics");
     assert_eq!((metrics.timeout.as_millis(), metrics.headers.len()), (7, 1));
@@ -116,7 +122,9 @@ fn the_standard_variables_for_tls_and_metrics_are_understood() {
 #[test]
 fn destinations_can_be_set_by_variables_and_are_shown_without_secrets() {
     let layered = load_given(&Given {
-        file: Some("[destinations.x]\ntimeout = \"1s\"\n[destinations.x.headers]\n\"A.Key\" = \"hush\""),
+        file: Some(
+            "[destinations.x]\ntimeout = \"1s\"\n[destinations.x.headers]\n\"A.Key\" = \"hush\"",
+        ),
         env: &[
             ("FLOWEND_DESTINATIONS__X__ENDPOINT", "http://x:4317"),
             ("FLOWEND_DESTINATIONS__X__SIGNALS", "logs"),
@@ -135,7 +143,9 @@ fn destinations_can_be_set_by_variables_and_are_shown_without_secrets() {
     };
     assert!(!text.contains("hush"), "{text}");
     assert!(line("destinations.x.timeout = \"1s\"").contains("# file "));
-    assert!(line("destinations.x.endpoint = \"http://x:4317\"").contains("# variable FLOWEND_DEST"));
+    assert!(
+        line("destinations.x.endpoint = \"http://x:4317\"").contains("# variable FLOWEND_DEST")
+    );
     assert!(line("destinations.x.headers.\"a.key\" = \"<redacted>\"").contains("# file "));
     assert!(line("destinations.x.logs.headers.\"b.key\" = \"<redacted>\"").contains("# --set"));
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
@@ -149,7 +159,8 @@ fn outputs_decide_whether_there_are_destinations() {
     assert!(text.settings.destinations.is_empty());
     assert_eq!(text.warnings.len(), 1);
     assert!(
-        text.warnings[0].contains("`destinations.x.endpoint` is not used: `outputs` is without \"otlp\""),
+        text.warnings[0]
+            .contains("`destinations.x.endpoint` is not used: `outputs` is without \"otlp\""),
         "{:?}",
         text.warnings
     );
@@ -157,6 +168,14 @@ fn outputs_decide_whether_there_are_destinations() {
     let settings = load_file(&format!("otlp.signals = []\n{file}signals = [\"logs\"]")).settings;
     assert_eq!((&settings.destinations[0].logs, &settings.destinations[0].traces), (&None, &None));
     assert!(settings.destinations[1].logs.is_some());
+}
+
+#[test]
+fn files_for_tls_that_are_not_used_are_said_once() {
+    let layered = load_file("otlp.endpoint = \"http://c:4317\"\notlp.ca_file = \"/ca.pem\"");
+    assert_eq!(layered.warnings.len(), 1, "{:?}", layered.warnings);
+    let words = "key `otlp.ca_file` is not used for http://c:4317/: it is not https://";
+    assert!(layered.warnings[0].contains(words), "{:?}", layered.warnings);
 }
 
 #[test]
@@ -173,26 +192,71 @@ fn compression_none_overrules_the_standard_variable() {
 fn each_mistake_in_a_destination_names_its_place_and_the_remedy() {
     for (text, words) in [
         ("[destinations.x]", "key `destinations.x.endpoint`: is missing: name the receiver"),
-        ("[destinations.x]\nendpont = \"a\"", "unknown key `destinations.x.endpont`; did you mean `destinations.x.endpoint`?"),
-        ("[destinations.x.logs]\ntimeot = \"a\"", "unknown key `destinations.x.logs.timeot`; did you mean `destinations.x.logs.timeout`?"),
-        ("[destinations.x]\ntimeout = 1", "key `destinations.x.timeout` must be a string (default: \"10s\"), not a number"),
+        (
+            "[destinations.x]\nendpont = \"a\"",
+            "unknown key `destinations.x.endpont`; did you mean `destinations.x.endpoint`?",
+        ),
+        (
+            "[destinations.x.logs]\ntimeot = \"a\"",
+            "unknown key `destinations.x.logs.timeot`; did you mean `destinations.x.logs.timeout`?",
+        ),
+        (
+            "[destinations.x]\ntimeout = 1",
+            "key `destinations.x.timeout` must be a string (default: \"10s\"), not a number",
+        ),
         ("[destinations]\nx = 1", "key `destinations.x` must be a table, not a number (1)"),
         ("destinations = 1", "key `destinations` must be a table"),
         ("[destinations.x]\nlogs = 1", "key `destinations.x.logs` must be a table"),
-        ("[destinations.x]\nendpoint = \"http://x\"\ntimeout = \"0s\"", "key `destinations.x.timeout`: \"0s\" must be more than nothing"),
-        ("[destinations.x]\nendpoint = \"ftp://x\"", "key `destinations.x.endpoint`: \"ftp://x\" must begin with http://"),
-        ("[destinations.x]\nendpoint = \"http://x\"\nsignals = []", "key `destinations.x.signals`: is empty: nothing would be sent"),
-        ("[destinations.x]\nendpoint = \"http://x\"\nsignals = [\"metrics\"]", "key `destinations.x.signals`: \"metrics\" is none of \"logs\", \"traces\""),
+        (
+            "[destinations.x]\nendpoint = \"http://x\"\ntimeout = \"0s\"",
+            "key `destinations.x.timeout`: \"0s\" must be more than nothing",
+        ),
+        (
+            "[destinations.x]\nendpoint = \"ftp://x\"",
+            "key `destinations.x.endpoint`: \"ftp://x\" must begin with http://",
+        ),
+        (
+            "[destinations.x]\nendpoint = \"http://x\"\nsignals = []",
+            "key `destinations.x.signals`: is empty: nothing would be sent",
+        ),
+        (
+            "[destinations.x]\nendpoint = \"http://x\"\nsignals = [\"metrics\"]",
+            "key `destinations.x.signals`: \"metrics\" is none of \"logs\", \"traces\"",
+        ),
         ("otlp.signals = []", "key `otlp.signals`: is empty, and no other destination is given"),
-        ("[destinations.X]\nendpoint = \"http://x\"", "key `destinations.X`: is no name of a destination"),
-        ("[destinations.text]\nendpoint = \"http://x\"", "key `destinations.text`: \"text\" is the name of an output"),
-        ("[destinations.x.headers]\nte = \"hush\"", "key `destinations.x.headers.te`: is a header that flowend sets itself"),
-        ("otlp.client_key_file = \"/k\"", "key `otlp.client_key_file`: is given without otlp.client_certificate_file"),
-        ("otlp.traces.client_certificate_file = \"/k\"", "key `otlp.traces.client_certificate_file`: is given without otlp.client_key_file"),
-        ("otlp.endpoint = \"c:1\"\notlp.insecure = \"maybe\"", "key `otlp.insecure`: \"maybe\" is none of"),
-        ("otlp.endpoint = \"c:1\"\notlp.protocol = \"http/protobuf\"", "key `otlp.endpoint`: \"c:1\" must begin with http://"),
+        (
+            "[destinations.X]\nendpoint = \"http://x\"",
+            "key `destinations.X`: is no name of a destination",
+        ),
+        (
+            "[destinations.text]\nendpoint = \"http://x\"",
+            "key `destinations.text`: \"text\" is the name of an output",
+        ),
+        (
+            "[destinations.x.headers]\nte = \"hush\"",
+            "key `destinations.x.headers.te`: is a header that flowend sets itself",
+        ),
+        (
+            "otlp.client_key_file = \"/k\"",
+            "key `otlp.client_key_file`: is given without otlp.client_certificate_file",
+        ),
+        (
+            "otlp.traces.client_certificate_file = \"/k\"",
+            "key `otlp.traces.client_certificate_file`: is given without otlp.client_key_file",
+        ),
+        (
+            "otlp.endpoint = \"c:1\"\notlp.insecure = \"maybe\"",
+            "key `otlp.insecure`: \"maybe\" is none of",
+        ),
+        (
+            "otlp.endpoint = \"c:1\"\notlp.protocol = \"http/protobuf\"",
+            "key `otlp.endpoint`: \"c:1\" must begin with http://",
+        ),
     ] {
-        let text = text.replace("[destinations.x.headers]", "destinations.x.endpoint = \"http://x\"\n[destinations.x.headers]");
+        let text = text.replace(
+            "[destinations.x.headers]",
+            "destinations.x.endpoint = \"http://x\"\n[destinations.x.headers]",
+        );
         let error = error_of(&text);
         assert!(error.starts_with("file FILE: ") || error.starts_with("default: "), "{error}");
         assert!(error.contains(words), "{error}\nlacks: {words}");

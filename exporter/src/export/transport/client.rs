@@ -78,11 +78,7 @@ impl Client {
     ///
     /// # Errors
     /// A file that cannot be used: its key, its name and the remedy.
-    pub fn new(
-        signal: Signal,
-        receiver: &Receiver,
-        own: OwnSockets,
-    ) -> Result<Self, ClientError> {
+    pub fn new(signal: Signal, receiver: &Receiver, own: OwnSockets) -> Result<Self, ClientError> {
         let is_grpc = receiver.protocol == Protocol::Grpc;
         let (uri, mut headers) = if is_grpc {
             let uri = grpc::uri(&receiver.endpoint, signal)
@@ -217,10 +213,7 @@ pub(super) fn failure(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Connections to a receiver, secured where its endpoint says so.
-pub(super) fn connector(
-    receiver: &Receiver,
-    own: OwnSockets,
-) -> Result<Connector, ClientError> {
+pub(super) fn connector(receiver: &Receiver, own: OwnSockets) -> Result<Connector, ClientError> {
     let config =
         if receiver.is_secure() { tls::client_config(&receiver.tls)? } else { tls::none()? };
     // Connecting leaves some time for the request; and its own error says more than that time is up.

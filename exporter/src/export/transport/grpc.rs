@@ -72,7 +72,9 @@ pub(super) fn interpret(
     match said {
         Some(said) if said.code == Code::Ok => match message(&body) {
             Some(message) => acknowledged(signal, message).unwrap_or_else(|| {
-                Answer::again("gRPC OK, but its message is no OTLP answer; is this an OTLP receiver?")
+                Answer::again(
+                    "gRPC OK, but its message is no OTLP answer; is this an OTLP receiver?",
+                )
             }),
             None => Answer::again("gRPC OK, but without a whole message"),
         },
@@ -103,7 +105,7 @@ fn no_status(status: StatusCode, headers: &HeaderMap) -> Answer {
         StatusCode::PAYLOAD_TOO_LARGE => Answer::TooLarge { why },
         // The call was cut short, or something in between answered: nothing is known of the request.
         StatusCode::OK => {
-            Answer::again(format!("{why}; is this an OTLP/gRPC receiver, or otlp.protocol wrong?"))
+            Answer::again(format!("{why}; is this an OTLP/gRPC receiver, or `protocol` wrong?"))
         }
         _ => Answer::Refused { why: format!("{why}; is this an OTLP/gRPC receiver?") },
     }

@@ -92,10 +92,7 @@ impl State {
 }
 
 /// The headers, unless the file still is the one of `known`.
-fn read(
-    file: &NamedFile,
-    known: Option<Stamp>,
-) -> Result<Option<(Stamp, HeaderMap)>, String> {
+fn read(file: &NamedFile, known: Option<Stamp>) -> Result<Option<(Stamp, HeaderMap)>, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}");
     // Asked of what is open: the name may mean another file by then.
     let open = std::fs::File::open(&file.path).map_err(cannot)?;
@@ -156,7 +153,10 @@ mod tests {
             ("a: 1\nhush", Err("line 2 is no `name: value` and no `name=value`")),
             ("hu sh: 1", Err("line 1: the header is no name of an HTTP header")),
             ("a: hu\u{1}sh", Err("line 1: the header the value is no text of an HTTP header")),
-            ("te: hush", Err("line 1: the header is a header that flowend sets itself; leave it out")),
+            (
+                "te: hush",
+                Err("line 1: the header is a header that flowend sets itself; leave it out"),
+            ),
         ] {
             let got = parse(text);
             let got = got.as_ref().map_err(String::as_str).map(|headers| {

@@ -73,14 +73,7 @@ fn success(signal: Signal, status: StatusCode, headers: &HeaderMap, body: Bytes)
         "" | "application/x-protobuf" | "application/protobuf" | "application/octet-stream" => {
             acknowledged(signal, body)
         }
-        "application/json" => serde_json::from_slice::<JsonAnswer>(&body).ok().map(|answer| {
-            let partial = answer.partial_success;
-            let rejected = match signal {
-                Signal::Logs => partial.rejected_log_records,
-                Signal::Traces => partial.rejected_spans,
-            };
-            taken(rejected.0, &partial.error_message)
-        }),
+        "application/json" => acknowledged_in_json(signal, &body),
         _ => None,
     };
     answer.unwrap_or_else(|| {
@@ -92,12 +85,20 @@ fn success(signal: Signal, status: StatusCode, headers: &HeaderMap, body: Bytes)
     })
 }
 
-/// The answer in the JSON form of protobuf: names in either spelling, a 64-bit number also as text.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct JsonAnswer {
-    #[serde(alias = "partial_success", deserialize_with = "or_null")]
-    partial_success: JsonPartial,
+/// The acknowledgement in the JSON form of protobuf: names in either spelling, a 64-bit number also as text.
+/// Fields that OTLP does not know may be among them; but an object of nothing else is another server's.
+fn acknowledged_in_json(signal: Signal, body: &[u8]) -> Option<Answer> {
+    let answer: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    if answer.is_empty() {
+        return Some(taken(0, ""));
+    }
+    let partial = answer.get("partialSuccess").or_else(|| answer.get("partial_success"))?;
+    let partial = Option::<JsonPartial>::deserialize(partial).ok()?.unwrap_or_default();
+    let rejected = match signal {
+        Signal::Logs => partial.rejected_log_records,
+        Signal::Traces => partial.rejected_spans,
+    };
+    Some(taken(rejected.0, &partial.error_message.unwrap_or_default()))
 }
 
 #[derive(Default, Deserialize)]
@@ -107,8 +108,8 @@ struct JsonPartial {
     rejected_log_records: JsonCount,
     #[serde(alias = "rejected_spans")]
     rejected_spans: JsonCount,
-    #[serde(alias = "error_message", deserialize_with = "or_null")]
-    error_message: String,
+    #[serde(alias = "error_message")]
+    error_message: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -128,14 +129,6 @@ impl TryFrom<serde_json::Value> for JsonCount {
         .map(Self)
         .ok_or("no whole number")
     }
-}
-
-fn or_null<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Retry-After: seconds, or the date until which to wait (RFC 9110, section 10.2.3); at most an hour.

@@ -15,7 +15,7 @@ mod tls;
 
 pub use answer::Answer;
 pub use client::Client;
-pub(crate) use otel::{Headers, OwnHttpClient, channel};
+pub use otel::{Headers, OwnHttpClient, channel};
 pub use own::OwnSockets;
 
 /// Why no client could be built.
@@ -38,7 +38,7 @@ pub enum ClientError {
     /// An https:// endpoint, and nobody to trust.
     #[error(
         "this machine has no certificates of authorities ({why}): install them (ca-certificates), or name a PEM \
-         file in otlp.ca_file"
+         file in ca_file"
     )]
     NoRoots {
         /// The first thing that went wrong.

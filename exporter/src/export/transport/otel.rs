@@ -26,7 +26,7 @@ use crate::config::Receiver;
 ///
 /// # Errors
 /// As [`super::Client::new`].
-pub(crate) fn channel(receiver: &Receiver, own: OwnSockets) -> Result<Channel, ClientError> {
+pub fn channel(receiver: &Receiver, own: OwnSockets) -> Result<Channel, ClientError> {
     let wrong = || ClientError::Endpoint(receiver.endpoint.clone());
     let authority = receiver.endpoint.authority().ok_or_else(wrong)?;
     // tonic would secure an https:// endpoint itself; the connector has done that already.
@@ -68,14 +68,14 @@ impl Service<Uri> for To {
 
 /// The configured headers, those of the file included.
 #[derive(Clone, Debug)]
-pub(crate) struct Headers {
+pub struct Headers {
     fixed: HeaderMap,
     file: Option<Arc<HeadersFile>>,
 }
 
 impl Headers {
     /// Of this receiver.
-    pub(crate) fn new(receiver: &Receiver) -> Self {
+    pub fn new(receiver: &Receiver) -> Self {
         Self {
             fixed: receiver.headers.iter().cloned().collect(),
             file: receiver.headers_file.clone().map(HeadersFile::new).map(Arc::new),
@@ -102,18 +102,18 @@ impl Interceptor for Headers {
 
 /// The HTTP client under opentelemetry-otlp.
 #[derive(Debug)]
-pub(crate) struct OwnHttpClient {
+pub struct OwnHttpClient {
     client: legacy::Client<Connector, Full<Bytes>>,
     headers: Headers,
     timeout: std::time::Duration,
     /// Why the last request got no answer; opentelemetry-otlp keeps it to itself.
-    pub(crate) last_error: Arc<Mutex<Option<String>>>,
+    pub last_error: Arc<Mutex<Option<String>>>,
 }
 
 impl OwnHttpClient {
     /// # Errors
     /// As [`super::Client::new`].
-    pub(crate) fn new(receiver: &Receiver, own: OwnSockets) -> Result<Self, ClientError> {
+    pub fn new(receiver: &Receiver, own: OwnSockets) -> Result<Self, ClientError> {
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
         Ok(Self {

@@ -69,6 +69,12 @@ impl OwnSockets {
         cookies.open.remove(&cookie).is_some() || cookies.failed.remove(&cookie).is_some()
     }
 
+    /// How many connections are known to be open.
+    #[cfg(test)]
+    pub(super) fn open(&self) -> usize {
+        self.lock().open.len()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Cookies> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +108,8 @@ impl OwnConnector {
     async fn connect(&self, uri: &Uri) -> io::Result<TcpStream> {
         let deadline = Instant::now() + self.timeout;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let port =
+            uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
         let addresses: Vec<SocketAddr> = timeout(self.timeout, lookup_host((host, port)))
             .await
             .map_err(|_| timed_out(format!("looking up {host}: no answer in time")))?
@@ -115,7 +122,9 @@ impl OwnConnector {
                 / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             match timeout(share, self.attempt(*address)).await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+                Ok(Err(error)) => {
+                    last = io::Error::new(error.kind(), format!("{address}: {error}"))
+                }
                 Err(_) => last = timed_out(format!("{address}: no answer in time")),
             }
         }

@@ -31,8 +31,9 @@ pub(super) fn client_config(files: &TlsFiles) -> Result<ClientConfig, ClientErro
         return Ok(builder.with_no_client_auth());
     };
     let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|error| garbled(key, &error, "name a PEM file with a private key that is not encrypted"))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| {
+        garbled(key, &error, "name a PEM file with a private key that is not encrypted")
+    })?;
     builder.with_client_auth_cert(chain, private).map_err(|error| {
         let problem = format!("does not fit {}: {error}", certificate.path.display());
         bad(key, problem, "name the key that belongs to the certificate")
@@ -127,7 +128,7 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
                 "the receiver's certificate is not valid yet: correct this machine's clock"
             }
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "the receiver's certificate is not trusted: name the authority that issued it in otlp.ca_file"
+                "the receiver's certificate is not trusted: name the authority that issued it in ca_file"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "the receiver's certificate is for another name: use a name that it holds in the endpoint"
@@ -144,7 +145,7 @@ pub(super) fn remedy(error: &(dyn std::error::Error + 'static)) -> Option<&'stat
             | AlertDescription::AccessDenied,
         ) => Some(
             "the receiver does not accept flowend's certificate, or misses one: see \
-             otlp.client_certificate_file and otlp.client_key_file",
+             client_certificate_file and client_key_file",
         ),
         rustls::Error::InvalidMessage(_) => {
             Some("the receiver does not speak TLS: is the endpoint http:// rather than https://?")
