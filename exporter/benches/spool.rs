@@ -25,7 +25,7 @@ fn main() {
     );
     for records in [512, 1] {
         // Not all alike, so that nobody below can be clever.
-        let body: Bytes = (0..RECORD * records).map(|i| (i * i >> 5) as u8).collect();
+        let body: Bytes = (0..RECORD * records).map(|i| ((i * i) >> 5) as u8).collect();
         let frames = if records == 1 { 20_000 } else { BYTES / body.len() };
         let per = (frames * records) as f64;
         let frame = Frame { counts: [0, 0, records as u32], body };

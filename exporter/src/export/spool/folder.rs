@@ -58,7 +58,7 @@ pub(super) fn settled_name(number: u64) -> String {
 pub(super) struct Folder {
     path: PathBuf,
     folder: File,
-    _lock: File,
+    lock: File,
 }
 
 impl Folder {
@@ -91,7 +91,7 @@ impl Folder {
         // Likewise: a full disk is no reason not to open.
         let _ = open_in(&folder, LOCK, OFlag::O_WRONLY | OFlag::O_TRUNC)
             .and_then(|mut lock| writeln!(lock, "{}", std::process::id()));
-        Ok(Self { path: path.to_owned(), folder, _lock: lock })
+        Ok(Self { path: path.to_owned(), folder, lock })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -135,6 +135,14 @@ impl Folder {
     }
 }
 
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing would do, but for a process that was just forked off and has the file open until it is
+        // another program.
+        let _ = self.lock.unlock();
+    }
+}
+
 fn open_folder(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty()).map(File::from)?)
@@ -164,4 +172,38 @@ fn check(path: &Path, folder: &File) -> io::Result<Result<(), SpoolError>> {
         return Ok(bad(format!("others may write to it (mode {mode:o}); use chmod go-w")));
     }
     Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_ends_with_its_owner_though_another_process_has_the_file_open() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("spool");
+        let folder = Folder::open(&path).unwrap();
+        // As a process has it that was forked off, until it is another program.
+        let inherited = folder.lock.try_clone().unwrap();
+        assert!(matches!(Folder::open(&path), Err(SpoolError::Locked { .. })));
+        drop(folder);
+        Folder::open(&path).unwrap();
+        drop(inherited);
+    }
+
+    #[test]
+    fn names_are_parsed_as_they_are_made() {
+        for (name, want) in [
+            (frames_name(7), Name::Frames(7)),
+            (settled_name(MAX_NUMBER), Name::Settled(MAX_NUMBER)),
+            (frames_name(MAX_NUMBER + 1), Name::Other),
+            (LOCK.into(), Name::Lock),
+            ("7.frames".into(), Name::Other),
+            ("+0000000000000000007.frames".into(), Name::Other),
+            ("00000000000000000007.frames.bak".into(), Name::Other),
+            ("00000000000000000007".into(), Name::Other),
+        ] {
+            assert_eq!(Name::parse(&name), want, "{name}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use super::*;
 /// One segment of these, of which those are settled; closed in peace or not.
 fn segment(frames: &[Frame], settle: &[usize], is_closed: bool) -> Home {
     let home = Home::new();
-    let mut spool = home.open_well(ROOM);
+    let mut spool = home.open_well(16 * ROOM);
     append_all(&mut spool, frames);
     let mut out: Vec<_> = frames.iter().map(|_| spool.next().unwrap()).collect();
     for &n in settle {
@@ -153,6 +153,20 @@ fn a_gap_tells_what_was_not_settled_in_it() {
         drop(spool);
         let want = [&all[0], &all[3], &all[4]].map(Clone::clone);
         assert_eq!(drain(&mut home.open_well(ROOM)), want);
+    }
+}
+
+#[test]
+fn a_header_is_found_wherever_it_stands_behind_much_damage() {
+    // The search reads 64 KiB at once: the next header stands before, on and behind the edge.
+    let edge = (64 << 10) - FRAME_HEADER;
+    for length in edge - FRAME_HEADER - 4..edge + 4 {
+        let all = [sized(1, length), frame(2)];
+        let home = segment(&all, &[], false);
+        change(&home.of_kind("frames")[0], |bytes| bytes[FILE_HEADER] ^= 1);
+        let (mut spool, recovered) = home.open(ROOM);
+        assert_eq!(records(&recovered.lost), sum(&all[..1]), "{length}");
+        assert_eq!(drain(&mut spool), all[1..], "{length}");
     }
 }
 
