@@ -132,15 +132,15 @@ fn sdk_exporters(records: &[Arc<Record>], endpoint: &str) -> f64 {
     measure(records.len(), || {
         runtime().block_on(async {
             let (mut logs, mut spans) = exporters(endpoint);
-            let encoder = LogEncoder::new(Profile::Semconv);
-            let scope = encode::scope();
+            let encoder = LogEncoder::new(mapping());
+            let (scope, mapping) = (encode::scope(), mapping());
             logs.set_resource(&records[0].workload.resource);
             spans.set_resource(&records[0].workload.resource);
             for batch in records.chunks(BATCH) {
                 let made: Vec<_> = batch.iter().map(|record| encoder.encode(record)).collect();
                 let with_scope: Vec<_> = made.iter().map(|log| (log, &encoder.scope)).collect();
                 logs.export(LogBatch::new(&with_scope)).await.expect("taken");
-                let made = batch.iter().map(|record| encode::span(record, Profile::Semconv, &scope));
+                let made = batch.iter().map(|record| encode::span(record, &mapping, &scope));
                 spans.export(made.collect()).await.expect("taken");
             }
         });
@@ -154,14 +154,14 @@ fn sdk_processors(records: &[Arc<Record>], endpoint: &str) -> f64 {
         let (logs, spans) = exporters(endpoint);
         let logs = opentelemetry_sdk::logs::BatchLogProcessor::builder(logs).build();
         let spans = opentelemetry_sdk::trace::BatchSpanProcessor::builder(spans).build();
-        let encoder = LogEncoder::new(Profile::Semconv);
-        let scope = encode::scope();
+        let encoder = LogEncoder::new(mapping());
+        let (scope, mapping) = (encode::scope(), mapping());
         // Its queue holds 2,048, and drops past that: it is emptied before it is full.
         for batch in records.chunks(BATCH) {
             for record in batch {
                 let mut log = encoder.encode(record);
                 logs.emit(&mut log, &encoder.scope);
-                spans.on_end(encode::span(record, Profile::Semconv, &scope));
+                spans.on_end(encode::span(record, &mapping, &scope));
             }
             logs.force_flush().expect("taken");
             spans.force_flush().expect("taken");
@@ -169,6 +169,10 @@ fn sdk_processors(records: &[Arc<Record>], endpoint: &str) -> f64 {
         logs.shutdown().expect("stopped");
         spans.shutdown().expect("stopped");
     })
+}
+
+fn mapping() -> Arc<encode::Mapping> {
+    Arc::new(encode::Mapping::new(Profile::Semconv))
 }
 
 fn exporters(endpoint: &str) -> (LogExporter, SpanExporter) {
@@ -186,7 +190,9 @@ fn records(n: usize) -> Vec<Arc<Record>> {
 fn workload() -> Workload {
     let attributes = ["service.name", "service.instance.id", "host.name", "process.linux.cgroup"]
         .map(|key| (key.to_owned(), format!("value of {key}")));
-    Workload::with_attributes("api".into(), None, attributes.into())
+    let attributes = attributes.map(|(key, value)| opentelemetry::KeyValue::new(key, value));
+    let resource = opentelemetry_sdk::Resource::builder_empty().with_attributes(attributes).build();
+    Workload::with_resource("api".into(), None, resource)
 }
 
 fn record(n: u64, workload: &Arc<Workload>) -> Record {
@@ -234,7 +240,7 @@ fn record(n: u64, workload: &Arc<Workload>) -> Record {
         local_ptr: None,
         remote_ptr: None,
         community_id: None,
-        sampling: flowend::sample::Kept::ALWAYS,
+        sampling: flowend::sample::Kept::UNSAMPLED,
         start_unix_ns: start,
         end_unix_ns: start + 61_000_000,
     }

@@ -269,7 +269,7 @@ mod tests {
 
         bench.write("[sampling]\nratio = 0.5\n[log]\nlevel = \"debug\"\n[flows]\nmax = 5\n");
         let reload = bench.reloads.next().await.unwrap();
-        assert!((reload.settings.sampling_ratio - 0.5).abs() < f64::EPSILON);
+        assert!((reload.settings.sampling.ratio - 0.5).abs() < f64::EPSILON);
         assert_eq!(reload.settings.max_flows, 262_144, "needs a restart");
         assert_eq!(*bench.level.lock().unwrap(), None, "not before it is in force");
         reload.done.send(Ok(())).unwrap();
@@ -292,7 +292,7 @@ mod tests {
         // As it was at the start, but for a remark.
         bench.write("# nothing\n");
         let reload = bench.reloads.next().await.unwrap();
-        assert!((reload.settings.sampling_ratio - 1.0).abs() < f64::EPSILON);
+        assert!((reload.settings.sampling.ratio - 1.0).abs() < f64::EPSILON);
         reload.done.send(Ok(())).unwrap();
         bench.until(|counts| counts.applied.get() == 2).await;
         bench.write("# still nothing\n");

@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(settings.targets[0].as_str(), "t");
         assert_eq!(settings.names.resolvers[0].resolver.as_str(), "a");
         let headers: Vec<_> =
-            settings.receivers.logs.headers.iter().map(|(n, _)| n.as_str()).collect();
+            settings.metrics_receiver.headers.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(headers, ["y.z"]);
         let origin = |layered: &Layered, key: &str| {
             layered.entries().into_iter().find(|(k, ..)| k == key).map(|(.., origin)| origin)

@@ -259,13 +259,9 @@ impl<W: Wire> Exporter<W> {
 
     /// Puts a piece into the spool; drops it where that fails.
     async fn keep(&self, spool: &Arc<Spooled>, piece: Piece) {
-        let counts = piece.held.counts();
-        match spool.append(counts, piece.body).await {
-            Ok(()) => piece.held.spooled(),
-            Err(error) => {
-                error!("{}: {error}", self.queue.ledger());
-                piece.held.settle(Err(self.cause()));
-            }
+        if let Err((held, error)) = spool.append(piece.held, piece.body).await {
+            error!("{}: {error}", self.queue.ledger());
+            held.settle(Err(self.cause()));
         }
     }
 

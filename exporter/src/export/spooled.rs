@@ -83,15 +83,19 @@ impl Spooled {
         .await
     }
 
-    /// Adds a request at the end. The caller then says so to what it holds.
+    /// Adds a request at the end; where that fails, its records are still held.
     pub(super) async fn append(
         self: &Arc<Self>,
-        counts: KindCounts,
+        held: Held,
         body: Bytes,
-    ) -> Result<(), SpoolError> {
+    ) -> Result<(), (Held, SpoolError)> {
         let appended = self
             .with(move |this, spool| {
-                let appended = spool.append(&Frame { counts, body });
+                let appended = match spool.append(&Frame { counts: held.counts(), body }) {
+                    // Before anybody can take it out again.
+                    Ok(()) => Ok(held.spooled()),
+                    Err(error) => Err((held, error)),
+                };
                 this.recount(spool);
                 appended
             })
@@ -162,16 +166,15 @@ pub(super) async fn spool_excess<W>(
         settled.mark_unchanged();
         let body = request(signal, &taken.items);
         let Taken { items, held } = taken;
-        match spool.append(held.counts(), body).await {
+        match spool.append(held, body).await {
             Ok(()) => {
-                held.spooled();
                 queue.full_because(DropCause::QueueFull);
                 if std::mem::take(&mut is_failing) {
                     info!("{}: the spool takes records again", queue.ledger());
                 }
                 continue;
             }
-            Err(SpoolError::Full { .. }) => {
+            Err((held, SpoolError::Full { .. })) => {
                 queue.put_back(Taken { items, held });
                 queue.full_because(DropCause::SpoolFull);
                 if !std::mem::replace(&mut is_failing, true) {
@@ -183,7 +186,7 @@ pub(super) async fn spool_excess<W>(
                     () = queue.closed() => {}
                 }
             }
-            Err(error) => {
+            Err((held, error)) => {
                 queue.put_back(Taken { items, held });
                 queue.full_because(DropCause::SpoolFailed);
                 if !std::mem::replace(&mut is_failing, true) {

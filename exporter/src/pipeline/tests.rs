@@ -228,7 +228,7 @@ fn a_rule_drops_by_the_name_of_the_peer_and_is_counted() {
     for kind in RecordKind::ALL {
         assert_eq!(stages.ledger.of(kind).filtered_rule.get(), 1, "{kind:?}");
     }
-    for line in Line::all(&stages.ledger, stages.queues[0].ledger()) {
+    for line in Line::all(&stages.ledger, stages.sinks.all()[0].ledger()) {
         let line = line.to_string();
         let want = "seen 2 = exported 0 + sampled_out 0 + filtered{self} 0 + filtered{rule} 1 + in_flight 1";
         assert!(line.ends_with(want), "{line}");

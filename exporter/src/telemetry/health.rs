@@ -100,23 +100,4 @@ mod tests {
             assert_eq!(got, *want, "{attach:?} {destinations:?}");
         }
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_lasts_from_its_first_failure_to_the_first_success() {
-        let failing = Failing::default();
-        let now = || {
-            let health = failing.health("main".into(), "traces");
-            (health.failing_for.map(|length| length.as_secs()), health.last_error)
-        };
-        assert_eq!(now(), (None, None));
-        failing.failed("refused");
-        tokio::time::advance(Duration::from_secs(5)).await;
-        failing.failed("no answer");
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(now(), (Some(7), Some("no answer".into())));
-        failing.worked();
-        assert_eq!(now(), (None, None));
-        failing.failed("refused");
-        assert_eq!(now(), (Some(0), Some("refused".into())));
-    }
 }

@@ -166,10 +166,6 @@ impl Site {
         }
     }
 
-    fn dropped(&self, cause: DropCause) -> u64 {
-        self.output.dropped(cause)
-    }
-
     /// seen + recovered = exported + dropped + in_flight, now; and exported is what the receiver took.
     #[track_caller]
     fn check(&self) {

@@ -19,7 +19,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::config::{Protocol, Receiver};
+use crate::config::{Protocol, Receiver, TlsFiles};
 use crate::export::OwnSockets;
 use crate::telemetry::encode;
 
@@ -71,6 +71,8 @@ impl Site {
             compression: None,
             timeout: PATIENCE,
             headers: Vec::new(),
+            headers_file: None,
+            tls: TlsFiles::default(),
         };
         Self { received, refuses, own: OwnSockets::default(), receiver }
     }
