@@ -15,7 +15,7 @@ use flowend::dns::{Dns, DnsSettings, Scopes};
 use flowend::encode::wire::{self, RecordEncoder};
 use flowend::encode::{self, LogEncoder, Mapping};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
-use flowend::export::{OwnSockets, Queue, Signal};
+use flowend::export::{Limits, OwnSockets, Queue, Signal, Sink, Sinks};
 use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
 use flowend::ids::Ids;
 use flowend::ledger::{Ledger, OutputLedger};
@@ -112,7 +112,10 @@ fn flow(steps: &[Step]) -> u64 {
 }
 
 fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
-    let queue = Queue::new(ENDS as usize, OutputLedger::new("bench", EventSet::ENDS));
+    let ledger = Arc::new(Ledger::default());
+    let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &ledger);
+    let queue = Queue::new(Limits { records: ENDS as usize, bytes: usize::MAX }, output);
+    let mapping = Arc::new(Mapping::new(Profile::Semconv));
     let mut pipeline = Pipeline::new(
         FlowSettings::default(),
         Stages {
@@ -137,8 +140,8 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
             connections: ConnectionCounts::new(200),
             sampler: Sampler::new(SamplingSettings::default()),
-            ledger: Arc::new(Ledger::default()),
-            queues: vec![Arc::clone(&queue)],
+            ledger,
+            sinks: Sinks::new(mapping, vec![Sink::Lines(Arc::clone(&queue))]),
         },
     );
     for step in steps {
@@ -158,10 +161,11 @@ fn batches(steps: &[Step], mut encode: impl FnMut(&[Arc<Record>]) -> usize) -> u
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let mut ends = 0;
-    while let Some(batch) = runtime.block_on(queue.take(BATCH, Duration::ZERO)) {
-        black_box(encode(&batch));
-        ends += batch.len() as u64;
-        queue.settle(&batch, Ok(()));
+    let batch = Limits { records: BATCH, bytes: usize::MAX };
+    while let Some(taken) = runtime.block_on(queue.take(batch, Duration::ZERO)) {
+        black_box(encode(&taken.items));
+        ends += taken.items.len() as u64;
+        taken.held.settle(Ok(()));
     }
     ends
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use flowend::config::{self, Profile, Settings, Sources};
 use flowend::encode::{self, LogEncoder};
 use flowend::enrich::Workload;
-use flowend::export::{OwnSockets, Outputs};
+use flowend::export::{Outputs, OwnSockets};
 use flowend::flow::{ConnectionEnd, Counters, Direction, Endpoint, Reason, Rtt, Side};
 use flowend::ids::ConnectionIds;
 use flowend::ledger::Ledger;
@@ -19,10 +19,18 @@ use flowend::record::{Record, RecordKind};
 use flowend_probe_types::Addr;
 use opentelemetry::{SpanId, TraceId};
 use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig as _};
-use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{
+    LogsService, LogsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _, LogProcessor as _};
 use opentelemetry_sdk::trace::{SpanExporter as _, SpanProcessor as _};
 
@@ -39,12 +47,18 @@ fn main() {
     }
     let receiver = Null::start();
     let records = records(ENDS);
-    println!("{ENDS} ends ({SDK_ENDS} for the SDK), log record and span, gRPC, no compression; CPU time of");
+    println!(
+        "{ENDS} ends ({SDK_ENDS} for the SDK), log record and span, gRPC, no compression; CPU time of"
+    );
     println!("this process, user and system, median of {ROUNDS} rounds");
     println!("{:52} {:>8} {:>7} {:>18}", "path", "ns/end", "ratio", "ends/s on a core");
     let paths: [(&str, &dyn Fn() -> f64); 5] = [
-        ("the SDK's exporters (baseline)", &|| sdk_exporters(&records[..SDK_ENDS], &receiver.endpoint)),
-        ("the SDK's batch processors", &|| sdk_processors(&records[..SDK_ENDS], &receiver.endpoint)),
+        ("the SDK's exporters (baseline)", &|| {
+            sdk_exporters(&records[..SDK_ENDS], &receiver.endpoint)
+        }),
+        ("the SDK's batch processors", &|| {
+            sdk_processors(&records[..SDK_ENDS], &receiver.endpoint)
+        }),
         ("flowend: encode only", &|| encode_only(&records)),
         ("flowend: queue, batch, gRPC", &|| flowend(&records, &receiver.endpoint, "grpc", "none")),
         ("flowend: the same with zstd", &|| flowend(&records, &receiver.endpoint, "grpc", "zstd")),
@@ -74,8 +88,10 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// CPU time of this process so far, ns.
 fn cpu_ns() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("getrusage");
-    let ns = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e9 + time.tv_usec() as f64 * 1e3;
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)
+        .expect("getrusage");
+    let ns =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e9 + time.tv_usec() as f64 * 1e3;
     ns(usage.user_time()) + ns(usage.system_time())
 }
 
@@ -103,7 +119,8 @@ fn flowend(records: &[Arc<Record>], endpoint: &str, protocol: &str, compression:
     measure(records.len(), || {
         runtime().block_on(async {
             let ledger = Arc::new(Ledger::default());
-            let outputs = Outputs::start(&settings, &OwnSockets::default(), &ledger).expect("outputs");
+            let outputs =
+                Outputs::start(&settings, &OwnSockets::default(), &ledger).expect("outputs");
             let mut sinks = outputs.sinks(&settings);
             for record in records {
                 sinks.room().await;
@@ -301,9 +318,19 @@ async fn receive() {
     println!("{}", listener.local_addr().expect("an address"));
     let zstd = tonic::codec::CompressionEncoding::Zstd;
     tonic::transport::Server::builder()
-        .add_service(LogsServiceServer::new(Taker).accept_compressed(zstd).max_decoding_message_size(64 << 20))
-        .add_service(TraceServiceServer::new(Taker).accept_compressed(zstd).max_decoding_message_size(64 << 20))
-        .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .add_service(
+            LogsServiceServer::new(Taker)
+                .accept_compressed(zstd)
+                .max_decoding_message_size(64 << 20),
+        )
+        .add_service(
+            TraceServiceServer::new(Taker)
+                .accept_compressed(zstd)
+                .max_decoding_message_size(64 << 20),
+        )
+        .serve_with_incoming(
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true)),
+        )
         .await
         .expect("serve");
 }

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::{ScopeKind, Settings};
 use crate::dns::Scopes;
 use crate::enrich::{self, Processes, WorkloadSettings, Workloads};
-use crate::export::{OwnSockets, Outputs};
+use crate::export::{Outputs, OwnSockets};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
@@ -347,7 +347,9 @@ impl Drops {
         for output in outputs {
             let now = DropCause::ALL.map(|cause| output.dropped(cause));
             let before = self.0.insert(output.to_string(), now).unwrap_or_default();
-            for (cause, (now, before)) in DropCause::ALL.into_iter().zip(now.into_iter().zip(before)) {
+            for (cause, (now, before)) in
+                DropCause::ALL.into_iter().zip(now.into_iter().zip(before))
+            {
                 if now > before {
                     let (word, remedy) = (cause.as_str(), cause.remedy());
                     warn!("{output}: {} records dropped{{{word}}}: {remedy}", now - before);

@@ -227,7 +227,8 @@ impl<W: Wire> Exporter<W> {
                     let wait = after.unwrap_or_default().max(jittered(now));
                     pause = Some((now * 2).min(export.retry_max));
                     if self.spool.is_none() && start.elapsed() + wait > export.retry_for {
-                        self.health.fails(&why, &format!("{n} records given up after export.retry_for"));
+                        self.health
+                            .fails(&why, &format!("{n} records given up after export.retry_for"));
                         piece.held.settle(Err(DropCause::RetryExhausted));
                         return Fate::Settled;
                     }

@@ -7,8 +7,8 @@
 mod exporter;
 mod health;
 mod held;
-mod outputs;
 mod metrics;
+mod outputs;
 mod queue;
 mod retry;
 mod sinks;
@@ -19,10 +19,10 @@ mod transport;
 
 pub use exporter::Wire;
 pub use held::Held;
+pub use metrics::MetricsClient;
 pub use outputs::Outputs;
 pub use queue::{Item, Limits, Queue, Taken};
 pub use sinks::{Part, Sink, Sinks};
-pub use metrics::MetricsClient;
 pub use stream::{StreamFormat, spawn as spawn_stream};
 pub use transport::{Answer, Client, ClientError, Headers, OwnHttpClient, OwnSockets, channel};
 

@@ -56,7 +56,13 @@ enum Kind {
 /// One output as the configuration wants it.
 enum Wanted {
     Stream(StreamFormat, EventSet),
-    Otlp { destination: Arc<str>, signal: Signal, receiver: Receiver, client: Client, events: EventSet },
+    Otlp {
+        destination: Arc<str>,
+        signal: Signal,
+        receiver: Receiver,
+        client: Client,
+        events: EventSet,
+    },
 }
 
 impl Wanted {
@@ -116,7 +122,11 @@ impl Outputs {
     ///
     /// # Errors
     /// The first that cannot be built: its key, file or folder, and the remedy.
-    pub fn start(settings: &Settings, own: &OwnSockets, ledger: &Arc<Ledger>) -> anyhow::Result<Self> {
+    pub fn start(
+        settings: &Settings,
+        own: &OwnSockets,
+        ledger: &Arc<Ledger>,
+    ) -> anyhow::Result<Self> {
         let wanted = Wanted::all(settings, own)?;
         let mut outputs = Self {
             running: Vec::new(),

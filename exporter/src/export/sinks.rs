@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::queue::{Item, Queue};
 use super::Signal;
+use super::queue::{Item, Queue};
 use crate::encode::Mapping;
 use crate::encode::wire::{Encoded, RecordEncoder};
 use crate::ledger::{DropCause, OutputLedger};
@@ -103,7 +103,8 @@ impl Sinks {
             match sink {
                 Sink::Lines(queue) => queue.push(Arc::clone(record)),
                 Sink::Otlp(signal, queue) => {
-                    let encoded = encoded.get_or_insert_with(|| Arc::new(self.encoder.encode(record)));
+                    let encoded =
+                        encoded.get_or_insert_with(|| Arc::new(self.encoder.encode(record)));
                     queue.push(Part { encoded: Arc::clone(encoded), signal: *signal });
                 }
             }

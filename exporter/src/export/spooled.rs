@@ -12,7 +12,7 @@ use super::exporter::{Live, request};
 use super::queue::{Queue, Taken};
 use super::spool::{Frame, FrameId, Spool, SpoolError};
 use super::{Held, Part, Signal};
-use crate::ledger::{DropCause, KindCounts, OutputLedger};
+use crate::ledger::{DropCause, OutputLedger};
 
 /// A disk that failed is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_secs(5);

@@ -76,7 +76,9 @@ impl DropCause {
                  spool.directory"
             }
             Self::Refused => "the receiver's answer is in the message of the output",
-            Self::Rejected => "the receiver kept only a part: its words are in the message of the output",
+            Self::Rejected => {
+                "the receiver kept only a part: its words are in the message of the output"
+            }
             Self::TooLarge => "raise the receiver's limit for the size of a request",
             Self::Shutdown => "raise shutdown.timeout, or set spool.directory",
             Self::Removed => "they belonged to an output that is not configured any more",

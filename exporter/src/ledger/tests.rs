@@ -69,7 +69,8 @@ fn an_output_accounts_for_what_is_seen_while_it_is_there() {
 
 #[test]
 fn records_move_from_place_to_place_and_are_in_one_at_a_time() {
-    let output = OutputLedger::new(OutputLedger::STDOUT, "json", EventSet::ENDS, &Ledger::default());
+    let output =
+        OutputLedger::new(OutputLedger::STDOUT, "json", EventSet::ENDS, &Ledger::default());
     assert_eq!(output.to_string(), "json");
     for _ in 0..5 {
         output.enqueue(RecordKind::End);

@@ -35,7 +35,7 @@ use tokio::fs::File;
 
 use crate::config::{Output, Settings};
 use crate::dns::{DnsStats, StreamStats};
-use crate::export::{OwnSockets, Outputs, Sinks};
+use crate::export::{Outputs, OwnSockets, Sinks};
 use crate::ledger::{DropCause, Ledger, Line, OutputLedger};
 use crate::record::RecordKind;
 use capture::Capture;

@@ -21,8 +21,7 @@ use crate::probe::AttachState;
 use crate::reload::{Reload, Reloads};
 use crate::source::RingSource;
 use crate::telemetry::{
-    self, Counts, Metric, MetricsExport, Question, Sources, Telemetry,
-    why_not_ready,
+    self, Counts, Metric, MetricsExport, Question, Sources, Telemetry, why_not_ready,
 };
 
 /// Who asks.

@@ -154,9 +154,8 @@ impl Family {
 /// The ledger of each output for one kind of record: for each signal and destination, `offered` is the sum of
 /// `became` and `in_flight`.
 fn records(counts: &Counts<'_>, family: &Family) -> [Metric; 4] {
-    let metric = |make: fn(&'static str, &'static str) -> Metric, [name, help]: [&'static str; 2]| {
-        make(name, help)
-    };
+    let metric = |make: fn(&'static str, &'static str) -> Metric,
+                  [name, help]: [&'static str; 2]| { make(name, help) };
     let seen = counts.ledger.of(family.kind).seen.get();
     let seen = metric(Metric::counter, family.seen).with([], seen);
     let mut offered = metric(Metric::counter, family.offered);
@@ -259,10 +258,7 @@ mod tests {
             assert_eq!(sum("flowend.ends.offered", destination), 21);
         }
         assert_eq!(sum("flowend.ends.seen", ""), 21);
-        assert_eq!(
-            (sum("flowend.ends", "late"), sum("flowend.ends.in_flight", "late")),
-            (0, 2)
-        );
+        assert_eq!((sum("flowend.ends", "late"), sum("flowend.ends.in_flight", "late")), (0, 2));
         assert_eq!(sum("flowend.ends.offered", "late"), 2);
         assert_eq!(
             (sum("flowend.begins", "otlp"), sum("flowend.begins.in_flight", "otlp")),

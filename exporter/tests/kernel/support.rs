@@ -468,8 +468,9 @@ fn assert_ledgers_add_up(messages: &str) {
         // What stands behind it is a remark.
         let identity = identity.split(';').next().unwrap_or_default();
         let (came, became) = identity.split_once(" = ").expect("an identity");
-        let count =
-            |term: &str| term.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a count");
+        let count = |term: &str| {
+            term.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).expect("a count")
+        };
         let sum = |terms: &str| terms.split(" + ").map(count).sum::<u64>();
         assert_eq!(sum(came), sum(became), "{line}");
         lines += 1;

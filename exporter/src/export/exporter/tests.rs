@@ -35,7 +35,10 @@ struct FakeState {
 }
 
 impl Fake {
-    fn new(delay: Duration, say: impl FnMut(Duration, usize, usize) -> Answer + Send + 'static) -> Self {
+    fn new(
+        delay: Duration,
+        say: impl FnMut(Duration, usize, usize) -> Answer + Send + 'static,
+    ) -> Self {
         Self(Arc::new(FakeState {
             start: Instant::now(),
             say: Mutex::new(Box::new(say)),
@@ -74,7 +77,9 @@ impl Wire for Fake {
         tokio::time::sleep(state.delay).await;
         let answer = (state.say.lock().unwrap())(at, n, body.len());
         if let Answer::Taken { rejected, .. } = &answer {
-            state.taken.fetch_add(n - usize::try_from(*rejected).unwrap().min(n), Ordering::Relaxed);
+            state
+                .taken
+                .fetch_add(n - usize::try_from(*rejected).unwrap().min(n), Ordering::Relaxed);
         }
         state.open.fetch_sub(1, Ordering::Relaxed);
         answer
@@ -206,7 +211,10 @@ async fn what_is_taken_is_exported() {
     site.check();
     let done = site.finish().await;
     assert_eq!(done.end.exported, 25);
-    assert_eq!(done.wire.0.requests.lock().unwrap().iter().map(|r| r.1).collect::<Vec<_>>(), [10, 10, 5]);
+    assert_eq!(
+        done.wire.0.requests.lock().unwrap().iter().map(|r| r.1).collect::<Vec<_>>(),
+        [10, 10, 5]
+    );
 }
 
 #[tokio::test(start_paused = true)]
