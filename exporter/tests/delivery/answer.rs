@@ -22,6 +22,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::injector::Line;
 use super::mode::{Mode, Protocol};
 use super::store::{Decoded, Signal, Store};
 
@@ -32,6 +33,7 @@ pub(crate) async fn answer(
     protocol: Protocol,
     request: Request<Incoming>,
     store: &Store,
+    line: &Line,
 ) -> Option<Answer> {
     let mode = store.begin();
     match mode {
@@ -89,6 +91,9 @@ pub(crate) async fn answer(
         Mode::CutAfter => return None,
         Mode::Slow(pause) => tokio::time::sleep(pause).await,
         _ => {}
+    }
+    if line.is_cut() {
+        return None;
     }
     // From here on nothing is waited for: the answer goes out.
     store.acknowledge(taken);

@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
 
 pub(crate) enum Sender {
     Grpc(Channel),
-    Http { client: HttpClient, endpoint: String },
+    Http { client: Box<HttpClient>, endpoint: String },
 }
 
 type HttpClient = Client<
@@ -78,7 +78,7 @@ impl Sender {
                 let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
                 let connector = connector.https_or_http().enable_http1().build();
                 let client = Client::builder(TokioExecutor::new()).build(connector);
-                Self::Http { client, endpoint: endpoint.to_owned() }
+                Self::Http { client: Box::new(client), endpoint: endpoint.to_owned() }
             }
         }
     }

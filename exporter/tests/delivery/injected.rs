@@ -1,6 +1,7 @@
 //! Each way to fail, as plain clients see it, and as the receiver counts it.
 
 use std::ops::Range;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
@@ -147,6 +148,45 @@ async fn a_connection_is_cut_before_or_after_the_request_was_taken() {
         assert_came(&injector.received(), Signal::Logs, &want);
         assert_eq!(injector.received().acknowledged(Signal::Logs), 2);
     }
+}
+
+#[tokio::test]
+async fn a_cut_takes_no_answer_back() {
+    // On one connection of HTTP/2: requests that are answered, among them one that cuts it.
+    let injector = Injector::start(Protocol::Grpc);
+    for round in 0..20 {
+        let sender = sender(&injector, Protocol::Grpc);
+        let first = round * 10;
+        assert_eq!(sender.send(Signal::Traces, first..first + 1).await, TAKEN);
+        injector.script(std::iter::repeat_n(Mode::Healthy, 4).chain([Mode::CutAfter]));
+        let sent = (first..first + 10).map(|n| sender.send(Signal::Logs, n..n + 1));
+        let outcomes = futures_of(sent).await;
+        let received = injector.received();
+        for (n, outcome) in (first..).zip(outcomes) {
+            let times = received.items.get(&key(Signal::Logs, n)).copied().unwrap_or_default();
+            // Acknowledged, and only that, is what the client knows to be taken.
+            assert_eq!(times.acknowledged > 0, outcome == TAKEN, "{n}: {times:?}, {outcome:?}");
+        }
+        assert!(received.count(Signal::Logs, |times| times.maybe > 0) > round);
+    }
+}
+
+/// All at once, in one task.
+async fn futures_of<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut waiting: Vec<_> = all.map(Box::pin).collect();
+    let mut done: Vec<_> = waiting.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, done) in waiting.iter_mut().zip(&mut done) {
+            if done.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *done = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -24,6 +25,9 @@ use super::store::{Received, Store};
 
 /// Longer than anything here takes; a test that reaches it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An answer is written by then: it need only go from one task to another, and to loopback.
+const FLUSH: Duration = Duration::from_millis(20);
 
 /// Stops when dropped.
 pub(crate) struct Injector {
@@ -183,36 +187,46 @@ async fn connection(
 ) {
     let mut now = shared.epoch.subscribe();
     let mode = shared.store.steady();
-    let serving = async {
-        match (&mode, certificates) {
-            // Held, and not read.
-            (Mode::BlackHole, _) => std::future::pending().await,
-            (mode, Some(certificates)) => {
-                let expired = matches!(mode, Mode::ExpiredCertificate);
-                let acceptor = TlsAcceptor::from(certificates.config(expired));
-                if let Ok(stream) = acceptor.accept(stream).await {
-                    serve(stream, &shared).await;
-                }
-            }
-            (_, None) => serve(stream, &shared).await,
-        }
+    let over = async {
+        // Also when the injector is gone.
+        let _ = now.wait_for(|n| *n != epoch).await;
     };
-    tokio::select! {
-        () = serving => {}
-        _ = now.wait_for(|n| *n != epoch) => {}
+    let mut over = std::pin::pin!(over);
+    match (&mode, certificates) {
+        // Held, and not read.
+        (Mode::BlackHole, _) => {
+            over.await;
+            drop(stream);
+        }
+        (mode, Some(certificates)) => {
+            let is_expired = matches!(mode, Mode::ExpiredCertificate);
+            let acceptor = TlsAcceptor::from(certificates.config(is_expired));
+            tokio::select! {
+                accepted = acceptor.accept(stream) => if let Ok(stream) = accepted {
+                    serve(stream, &shared, over).await;
+                },
+                () = &mut over => {}
+            }
+        }
+        (_, None) => serve(stream, &shared, over).await,
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
-    let cut = Arc::new(Notify::new());
+/// Until the client ends it, a request is cut, or `over`.
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shared: &Shared,
+    over: impl Future<Output = ()>,
+) {
+    let line = Arc::new(Line::default());
     let service = service_fn(|request: Request<Incoming>| {
-        let (store, cut) = (Arc::clone(&shared.store), Arc::clone(&cut));
+        let (store, line) = (Arc::clone(&shared.store), Arc::clone(&line));
         let protocol = shared.protocol;
         async move {
-            match answer(protocol, request, &store).await {
+            match answer(protocol, request, &store, &line).await {
                 Some(response) => Ok::<_, Infallible>(response),
                 None => {
-                    cut.notify_one();
+                    line.cut();
                     // Until the connection is dropped, and this with it.
                     std::future::pending().await
                 }
@@ -233,8 +247,34 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
             }
         }
     };
+    let ending = async {
+        tokio::select! {
+            () = over => line.cut(),
+            () = line.to_cut.notified() => {}
+        }
+        // Answers whose records count as acknowledged still go out.
+        tokio::time::sleep(FLUSH).await;
+    };
     tokio::select! {
         () = serving => {}
-        () = cut.notified() => {}
+        () = ending => {}
+    }
+}
+
+/// Whether a connection is to be cut: then nothing on it is acknowledged any more.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    is_cut: AtomicBool,
+    to_cut: Notify,
+}
+
+impl Line {
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.to_cut.notify_one();
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Acquire)
     }
 }

@@ -31,7 +31,8 @@ pub(crate) struct Key {
 /// How often a record came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Times {
-    /// With an answer that said that it was taken.
+    /// With an answer that said that it was taken. Whether the client still waited for it is the client's
+    /// matter: a test of timeouts must leave room between the client's and the receiver's.
     pub(crate) acknowledged: u32,
     /// Taken, but the answer was not given.
     pub(crate) maybe: u32,
