@@ -273,7 +273,10 @@ impl<W: Wire> Exporter<W> {
 
     /// What is left when the exporter ends.
     async fn leave(&self) {
-        let batch = self.live.get().export.batch();
+        let mut batch = self.live.get().export.batch();
+        if let Some(spool) = &self.spool {
+            batch = batch.at_most(spool.max_request);
+        }
         self.queue.close();
         while let Some(taken) = self.queue.take_now(batch) {
             match &self.spool {

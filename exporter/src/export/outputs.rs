@@ -286,7 +286,8 @@ impl Outputs {
                 let queue = Queue::new(settings.export.queue(), Arc::clone(&ledger));
                 let live = Arc::new(Live::new(client, settings.export.clone()));
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));
-                let spool = spool.map(|(spool, lost)| Spooled::new(spool, lost, ledger));
+                let spool = spool
+                    .map(|(spool, max_bytes, lost)| Spooled::new(spool, max_bytes, lost, ledger));
                 if let Some(spool) = &spool {
                     let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
                     tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live));
@@ -359,7 +360,7 @@ fn open_spool(
     settings: Option<&SpoolSettings>,
     destination: &str,
     signal: Signal,
-) -> anyhow::Result<Option<(Spool, [u64; 3])>> {
+) -> anyhow::Result<Option<(Spool, u64, [u64; 3])>> {
     let Some(settings) = settings else { return Ok(None) };
     let folder = settings.directory.join(destination).join(signal.as_str());
     let (spool, recovered) = Spool::open(&folder, settings.max_bytes).with_context(|| {
@@ -388,5 +389,5 @@ fn open_spool(
             recovered.records.iter().sum::<u64>()
         );
     }
-    Ok(Some((spool, lost)))
+    Ok(Some((spool, settings.max_bytes, lost)))
 }

@@ -1,6 +1,6 @@
 //! The spool beside the exporter: file operations in blocking threads, and the ledger kept in step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,9 @@ use super::queue::{Queue, Taken};
 use super::spool::{Frame, FrameId, Spool, SpoolError};
 use super::{Held, Part, Signal};
 use crate::ledger::{DropCause, OutputLedger};
+
+/// A request that cannot be read from the disk is given up after so many tries.
+const READS: u32 = 5;
 
 /// A disk that failed is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -28,13 +31,22 @@ pub(super) struct Spooled {
     /// Whether there is anything in it that is not handed out.
     waiting: AtomicBool,
     filled: Notify,
+    /// How often the oldest request could not be read, one time after the other.
+    unread: AtomicU32,
+    /// The largest request that is put into it, bytes: it has room for several.
+    pub(super) max_request: usize,
     /// Counts settlements, so that who waits for room is told of each.
     settled: watch::Sender<u64>,
 }
 
 impl Spooled {
     /// Around a spool that was opened; what it holds is taken into the ledger, and what was lost of it.
-    pub(super) fn new(spool: Spool, lost: [u64; 3], ledger: Arc<OutputLedger>) -> Arc<Self> {
+    pub(super) fn new(
+        spool: Spool,
+        max_bytes: u64,
+        lost: [u64; 3],
+        ledger: Arc<OutputLedger>,
+    ) -> Arc<Self> {
         ledger.recover(spool.waiting(), lost);
         let waiting = AtomicBool::new(has_waiting(&spool));
         Arc::new(Self {
@@ -42,6 +54,8 @@ impl Spooled {
             ledger,
             waiting,
             filled: Notify::new(),
+            unread: AtomicU32::new(0),
+            max_request: usize::try_from(max_bytes / 8).unwrap_or(usize::MAX),
             settled: watch::Sender::new(0),
         })
     }
@@ -64,13 +78,17 @@ impl Spooled {
         self.with(|this, spool| {
             let next = loop {
                 match spool.next() {
-                    Ok(next) => break next,
+                    Ok(next) => {
+                        this.unread.store(0, Ordering::Relaxed);
+                        break next;
+                    }
                     Err(error @ SpoolError::Damaged { counts, .. }) => {
                         warn!("{}: {error}", this.ledger);
                         this.ledger.lose_spooled(counts);
                     }
                     Err(error) => {
                         warn!("{}: {error}", this.ledger);
+                        this.give_up_unreadable(spool);
                         break None;
                     }
                 }
@@ -81,6 +99,20 @@ impl Spooled {
             Some((body, Held::new(Arc::clone(&this.ledger), counts), id))
         })
         .await
+    }
+
+    /// A disk may have a bad moment, or a bad sector: what is behind it is not held up for ever.
+    fn give_up_unreadable(&self, spool: &mut Spool) {
+        if self.unread.fetch_add(1, Ordering::Relaxed) + 1 < READS {
+            return;
+        }
+        self.unread.store(0, Ordering::Relaxed);
+        if let Some((counts, written)) = spool.drop_oldest() {
+            self.ledger.lose_spooled(counts);
+            if let Err(error) = written {
+                warn!("{}: {error}", self.ledger);
+            }
+        }
     }
 
     /// Adds a request at the end; where that fails, its records are still held.
@@ -137,7 +169,11 @@ impl Spooled {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let mut spool = this.spool.lock().unwrap_or_else(PoisonError::into_inner);
-            act(&this, &mut spool)
+            let done = act(&this, &mut spool);
+            if let Some(warning) = spool.take_warning() {
+                warn!("{}: {warning}", this.ledger);
+            }
+            done
         });
         match done.await {
             Ok(done) => done,
@@ -162,7 +198,8 @@ pub(super) async fn spool_excess<W>(
     let mut settled = spool.settled.subscribe();
     let mut is_failing = false;
     while queue.pressing().await.is_some() {
-        let Some(taken) = queue.take_now(live.get().export.batch()) else { continue };
+        let batch = live.get().export.batch().at_most(spool.max_request);
+        let Some(taken) = queue.take_now(batch) else { continue };
         settled.mark_unchanged();
         let body = request(signal, &taken.items);
         let Taken { items, held } = taken;
