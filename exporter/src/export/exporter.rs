@@ -275,6 +275,7 @@ impl<W: Wire> Exporter<W> {
     async fn leave(&self) {
         let mut batch = self.live.get().export.batch();
         if let Some(spool) = &self.spool {
+            spool.close().await;
             batch = batch.at_most(spool.max_request);
         }
         self.queue.close();

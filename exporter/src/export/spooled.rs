@@ -1,7 +1,7 @@
 //! The spool beside the exporter: file operations in blocking threads, and the ledger kept in step.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,10 +23,18 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// A frame that was read, until it is settled or given back.
 pub(super) type Unspooled = FrameId;
 
+/// What was read of the spool and is not taken yet.
+#[derive(Debug, Default)]
+struct Slot {
+    request: Option<(Bytes, Held, Unspooled)>,
+    is_closed: bool,
+}
+
 /// The spool of one signal at one destination.
 #[derive(Debug)]
 pub(super) struct Spooled {
     spool: Mutex<Spool>,
+    slot: Mutex<Slot>,
     ledger: Arc<OutputLedger>,
     /// Whether there is anything in it that is not handed out.
     waiting: AtomicBool,
@@ -51,6 +59,7 @@ impl Spooled {
         let waiting = AtomicBool::new(has_waiting(&spool));
         Arc::new(Self {
             spool: Mutex::new(spool),
+            slot: Mutex::default(),
             ledger,
             waiting,
             filled: Notify::new(),
@@ -62,7 +71,7 @@ impl Spooled {
 
     /// Whether there is anything to be handed out.
     pub(super) fn has_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::Acquire) || self.slot().request.is_some()
     }
 
     /// Waits until something was added.
@@ -70,35 +79,56 @@ impl Spooled {
         self.filled.notified().await;
     }
 
-    /// The oldest request. What cannot be read back is counted, and passed over.
+    /// The oldest request. What cannot be read back is counted, and passed over. Cancel safe, for one caller at
+    /// a time: what was read for one who did not wait for it is the next one's.
     pub(super) async fn next(self: &Arc<Self>) -> Option<(Bytes, Held, Unspooled)> {
-        if !self.has_waiting() {
-            return None;
-        }
-        self.with(|this, spool| {
-            let next = loop {
-                match spool.next() {
-                    Ok(next) => {
-                        this.unread.store(0, Ordering::Relaxed);
-                        break next;
-                    }
-                    Err(error @ SpoolError::Damaged { counts, .. }) => {
-                        warn!("{}: {error}", this.ledger);
-                        this.ledger.lose_spooled(counts);
-                    }
-                    Err(error) => {
-                        warn!("{}: {error}", this.ledger);
-                        this.give_up_unreadable(spool);
-                        break None;
-                    }
+        if self.has_waiting() && self.slot().request.is_none() {
+            self.with(|this, spool| {
+                let mut slot = this.slot();
+                if slot.request.is_none() && !slot.is_closed {
+                    slot.request = this.read(spool);
                 }
-            };
-            this.recount(spool);
-            let (id, Frame { counts, body }) = next?;
-            this.ledger.unspool(counts);
-            Some((body, Held::new(Arc::clone(&this.ledger), counts), id))
+            })
+            .await;
+        }
+        self.slot().request.take()
+    }
+
+    /// Nothing more is handed out. What was read and not taken goes back.
+    pub(super) async fn close(self: &Arc<Self>) {
+        self.with(|this, spool| {
+            let mut slot = this.slot();
+            slot.is_closed = true;
+            if let Some((_, held, frame)) = slot.request.take() {
+                held.spooled();
+                spool.give_back(frame);
+            }
         })
-        .await
+        .await;
+    }
+
+    fn read(&self, spool: &mut Spool) -> Option<(Bytes, Held, Unspooled)> {
+        let next = loop {
+            match spool.next() {
+                Ok(next) => {
+                    self.unread.store(0, Ordering::Relaxed);
+                    break next;
+                }
+                Err(error @ SpoolError::Damaged { counts, .. }) => {
+                    warn!("{}: {error}", self.ledger);
+                    self.ledger.lose_spooled(counts);
+                }
+                Err(error) => {
+                    warn!("{}: {error}", self.ledger);
+                    self.give_up_unreadable(spool);
+                    break None;
+                }
+            }
+        };
+        self.recount(spool);
+        let (id, Frame { counts, body }) = next?;
+        self.ledger.unspool(counts);
+        Some((body, Held::new(Arc::clone(&self.ledger), counts), id))
     }
 
     /// A disk may have a bad moment, or a bad sector: what is behind it is not held up for ever.
@@ -155,6 +185,10 @@ impl Spooled {
         })
         .await;
         self.filled.notify_one();
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recount(&self, spool: &Spool) {
