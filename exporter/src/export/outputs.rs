@@ -287,14 +287,15 @@ impl Outputs {
                 let live = Arc::new(Live::new(client, settings.export.clone()));
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));
                 let spool = spool.map(|(spool, lost)| Spooled::new(spool, lost, ledger));
-                if let Some(spool) = &spool {
+                let spooler = spool.as_ref().map(|spool| {
                     let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
-                    tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live));
-                }
+                    tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live))
+                });
                 let exporter = Exporter {
                     signal,
                     queue: Arc::clone(&queue),
                     spool,
+                    spooler,
                     live: Arc::clone(&live),
                     health: Arc::clone(&health),
                     gate: Gate::default(),

@@ -1,7 +1,7 @@
 //! The spool beside the exporter: file operations in blocking threads, and the ledger kept in step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,24 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// A frame that was read, until it is settled or given back.
 pub(super) type Unspooled = FrameId;
+
+/// A request that was read for somebody. If he is gone by then, it is as if it had not been read.
+struct Read {
+    spool: Arc<Spooled>,
+    request: Option<(Bytes, Held, Unspooled)>,
+}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        let Some((_, held, frame)) = self.request.take() else { return };
+        let mut spool = self.spool.lock();
+        held.spooled();
+        spool.give_back(frame);
+        self.spool.recount(&spool);
+        drop(spool);
+        self.spool.filled.notify_one();
+    }
+}
 
 /// The spool of one signal at one destination.
 #[derive(Debug)]
@@ -56,12 +74,13 @@ impl Spooled {
         self.filled.notified().await;
     }
 
-    /// The oldest request. What cannot be read back is counted, and passed over.
+    /// The oldest request. What cannot be read back is counted, and passed over. Cancel safe.
     pub(super) async fn next(self: &Arc<Self>) -> Option<(Bytes, Held, Unspooled)> {
         if !self.has_waiting() {
             return None;
         }
-        self.with(|this, spool| {
+        let own = Arc::clone(self);
+        let read = self.with(move |this, spool| {
             let next = loop {
                 match spool.next() {
                     Ok(next) => break next,
@@ -78,9 +97,10 @@ impl Spooled {
             this.recount(spool);
             let (id, Frame { counts, body }) = next?;
             this.ledger.unspool(counts);
-            Some((body, Held::new(Arc::clone(&this.ledger), counts), id))
-        })
-        .await
+            let held = Held::new(Arc::clone(&this.ledger), counts);
+            Some(Read { spool: own, request: Some((body, held, id)) })
+        });
+        read.await?.request.take()
     }
 
     /// Adds a request at the end; where that fails, its records are still held.
@@ -125,6 +145,10 @@ impl Spooled {
         self.filled.notify_one();
     }
 
+    fn lock(&self) -> MutexGuard<'_, Spool> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn recount(&self, spool: &Spool) {
         self.waiting.store(has_waiting(spool), Ordering::Release);
     }
@@ -136,7 +160,7 @@ impl Spooled {
     ) -> T {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            let mut spool = this.spool.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut spool = this.lock();
             act(&this, &mut spool)
         });
         match done.await {

@@ -112,20 +112,25 @@ impl Site {
     pub(crate) async fn until(&self, is_so: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !is_so(self) {
-            assert!(start.elapsed() < PATIENCE, "not so: {:?}", self.outputs.ledgers());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "not so: {:#?} {:#?}",
+                self.outputs.ledgers(),
+                self.outputs.health()
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// Waits until both signals of the main destination fail, and says what they say.
-    pub(crate) async fn failing(&self) -> Vec<String> {
-        let errors = |site: &Self| {
+    /// Waits until the main destination fails with one of these words, for each signal.
+    pub(crate) async fn until_it_says(&self, why: &[&str]) {
+        let is_said = |error: &str| why.iter().any(|why| error.to_lowercase().contains(why));
+        self.until(|site| {
             let health = site.outputs.health();
-            let main = health.into_iter().filter(|health| &*health.destination == MAIN);
-            main.map(|health| health.last_error).collect::<Option<Vec<_>>>()
-        };
-        self.until(|site| errors(site).is_some()).await;
-        errors(self).unwrap_or_default()
+            let mut main = health.iter().filter(|health| &*health.destination == MAIN);
+            main.all(|health| health.last_error.as_deref().is_some_and(is_said))
+        })
+        .await;
     }
 
     /// The end of flowend; says what became of each output's records.
