@@ -26,8 +26,9 @@ const CONCURRENCY: u64 = 4;
 /// A life does not offer more.
 const NUMBERS: u64 = 1_000_000;
 
-/// Ends in a second: while the receiver is busy, the queue is full after 20 ms.
-const RATE: u64 = 5_000;
+/// Ends in a second: while the receiver is busy, half of the queue is in use after 13 ms.
+const RATE: u64 = 1_500;
+const QUEUE: u64 = 40;
 
 /// The longest of a life, after its start, and of a mood of the receiver, ms.
 const LIFE: u64 = 250;
@@ -126,7 +127,7 @@ async fn survive(protocol: Protocol) {
     let directory = folder.path().join("spool");
     let mut set = set(&injector, protocol);
     set.extend([
-        "export.queue_records=100".into(),
+        format!("export.queue_records={QUEUE}"),
         format!("export.concurrency={CONCURRENCY}"),
         "export.retry_max=20ms".into(),
         "shutdown.timeout=15s".into(),
