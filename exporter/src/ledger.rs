@@ -10,10 +10,12 @@
 mod cause;
 mod line;
 mod output;
+mod report;
 
 pub use cause::DropCause;
 pub use line::Line;
 pub use output::{Counted, OutputLedger};
+pub use report::DropReport;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,7 +3,6 @@
 mod control;
 mod names;
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::{Path, PathBuf};
@@ -24,7 +23,7 @@ use crate::enrich::{self, Processes, WorkloadSettings, Workloads};
 use crate::export::{Outputs, OwnSockets};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
-use crate::ledger::{Count, DropCause, Ledger, Line, OutputLedger};
+use crate::ledger::{Count, DropReport, Ledger, Line, OutputLedger};
 use crate::look::{Look, LookSettings, Looker};
 use crate::notify::ServiceManager;
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
@@ -334,30 +333,7 @@ struct Health {
     malformed: u64,
     skipped: [u64; SKIPPED_SLOTS.len()],
     flows: FlowStats,
-    drops: Drops,
-}
-
-/// Drops that were said.
-#[derive(Default)]
-struct Drops(HashMap<String, [u64; DropCause::ALL.len()]>);
-
-impl Drops {
-    /// Says what each output has dropped since the last time, by cause, and what can be done.
-    fn report(mut self, outputs: &[Arc<OutputLedger>]) -> Self {
-        for output in outputs {
-            let now = DropCause::ALL.map(|cause| output.dropped(cause));
-            let before = self.0.insert(output.to_string(), now).unwrap_or_default();
-            for (cause, (now, before)) in
-                DropCause::ALL.into_iter().zip(now.into_iter().zip(before))
-            {
-                if now > before {
-                    let (word, remedy) = (cause.as_str(), cause.remedy());
-                    warn!("{output}: {} records dropped{{{word}}}: {remedy}", now - before);
-                }
-            }
-        }
-        self
-    }
+    drops: DropReport,
 }
 
 /// Which counts grew, and by how much; `None` where none did.

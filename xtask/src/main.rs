@@ -12,7 +12,8 @@ cargo xtask COMMAND
   bpf           rebuild the BPF objects that are committed beside bpf-probes/
   bpf --check   fail unless a rebuild gives the committed bytes
   bench-probe   ns per packet of the built programs, beside a program that does nothing (root)
-  stress        100,000 connections twice, as fast as they go: each end once and true (root)
+  stress        100,000 connections twice, as fast as they go: each end once and true (root);
+                two minutes of ends faster than a receiver takes them: memory stays within its bound
 ";
 
 fn main() -> ExitCode {

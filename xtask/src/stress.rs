@@ -1,5 +1,5 @@
-//! The stress test, with the release build of flowend: a debug build is too slow to read the ring at the
-//! rate at which two cores make connections.
+//! The stress tests. That of connections with the release build of flowend: a debug build is too slow to read
+//! the ring at the rate at which two cores make connections. That of the delivery as it is tested: memory is the same.
 
 use std::process::Command;
 
@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 
 const CONNECTIONS: u32 = 100_000;
 const TEST: &str = "stress::every_end_under_stress_is_reported_once_and_truly";
+const OVERLOAD: &str = "overload::memory_stays_within_its_bound_under_a_minute_of_overload";
 
 pub(crate) fn run() -> anyhow::Result<()> {
     // cargo put this program into TARGET/debug.
@@ -27,7 +28,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         command
     };
     succeed(&mut cargo(&["build", "--release", "--bin", "flowend"]))?;
-    // The processes that make connections: built by a plain `cargo test`, and not by one of a single test.
+    // The processes that make connections, and the delivery: built by a plain `cargo test`, and not by one of a single test.
     succeed(&mut cargo(&["build", "--examples"]))?;
     succeed(
         cargo(&["test", "--test", "kernel"])
@@ -35,7 +36,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
             .env("TEST_FLOWEND", target.join("release/flowend"))
             .env("TEST_CONNECTIONS", CONNECTIONS.to_string())
             .env("TEST_REQUIRE", "all"),
-    )
+    )?;
+    succeed(cargo(&["test", "--test", "delivery"]).args([
+        "--",
+        "--exact",
+        OVERLOAD,
+        "--ignored",
+        "--nocapture",
+    ]))
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -85,6 +85,8 @@ pub(super) struct Exporter<W> {
     pub(super) signal: Signal,
     pub(super) queue: Arc<Queue<Part>>,
     pub(super) spool: Option<Arc<Spooled>>,
+    /// The task that fills it.
+    pub(super) spooler: Option<JoinHandle<()>>,
     pub(super) live: Arc<Live<W>>,
     pub(super) health: Arc<Health>,
     pub(super) gate: Gate,
@@ -105,9 +107,12 @@ enum Fate {
 impl<W: Wire> Exporter<W> {
     /// Until the queue is closed and empty, or there is no more time. What is left then goes into the
     /// spool, or is dropped.
-    pub(super) async fn run(self) -> std::io::Result<()> {
+    pub(super) async fn run(mut self) -> std::io::Result<()> {
+        let spooler = self.spooler.take();
         let this = Arc::new(self);
         let mut flights = JoinSet::new();
+        // The same one until it is ready: what it waits for is not begun anew with each answer.
+        let mut next = std::pin::pin!(this.next());
         loop {
             if flights.len() >= this.live.get().export.concurrency {
                 landed(flights.join_next().await);
@@ -117,16 +122,22 @@ impl<W: Wire> Exporter<W> {
                 biased;
                 () = this.stopped() => break,
                 Some(ended) = flights.join_next() => landed(Some(ended)),
-                next = this.next() => match next {
+                found = next.as_mut() => match found {
                     None => break,
                     Some((piece, frame)) => {
                         flights.spawn(Arc::clone(&this).deliver(piece, frame));
+                        next.set(this.next());
                     }
                 },
             }
         }
         while let Some(ended) = flights.join_next().await {
             landed(Some(ended));
+        }
+        this.queue.close();
+        if let Some(spooler) = spooler {
+            // What it has in its hands is in the spool, or back in the queue, before that is emptied.
+            landed(Some(spooler.await));
         }
         this.leave().await;
         Ok(())
@@ -278,7 +289,6 @@ impl<W: Wire> Exporter<W> {
             spool.close().await;
             batch = batch.at_most(spool.max_request);
         }
-        self.queue.close();
         while let Some(taken) = self.queue.take_now(batch) {
             match &self.spool {
                 Some(spool) => self.keep(spool, self.piece(taken)).await,

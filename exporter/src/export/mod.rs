@@ -23,7 +23,7 @@ pub use metrics::MetricsClient;
 pub use outputs::Outputs;
 pub use queue::{Item, Limits, Queue, Taken};
 pub use sinks::{Part, Sink, Sinks};
-pub use stream::{StreamFormat, spawn as spawn_stream};
+pub use stream::{SharedFormat, StreamFormat, spawn as spawn_stream};
 pub use transport::{Answer, Client, ClientError, Headers, OwnHttpClient, OwnSockets, channel};
 
 /// Which of the two OTLP signals.

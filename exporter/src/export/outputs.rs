@@ -288,14 +288,15 @@ impl Outputs {
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));
                 let spool = spool
                     .map(|(spool, max_bytes, lost)| Spooled::new(spool, max_bytes, lost, ledger));
-                if let Some(spool) = &spool {
+                let spooler = spool.as_ref().map(|spool| {
                     let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
-                    tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live));
-                }
+                    tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live))
+                });
                 let exporter = Exporter {
                     signal,
                     queue: Arc::clone(&queue),
                     spool,
+                    spooler,
                     live: Arc::clone(&live),
                     health: Arc::clone(&health),
                     gate: Gate::default(),

@@ -271,3 +271,47 @@ pub(super) async fn spool_excess<W>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Ledger;
+    use crate::record::{EventSet, RecordKind};
+
+    #[tokio::test]
+    async fn what_is_read_for_nobody_is_handed_out_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut spool, _) = Spool::open(folder.path(), 1 << 20).unwrap();
+        spool.append(&Frame { counts: [0, 0, 7], body: Bytes::from_static(b"body") }).unwrap();
+        let ledger = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
+        let spooled = Spooled::new(spool, [0; 3], Arc::clone(&ledger));
+        for _ in 0..10 {
+            // Begun, and given up at once, as by an answer that comes first.
+            tokio::select! {
+                biased;
+                read = spooled.next() => if let Some((_, held, frame)) = read {
+                    // Faster than a poll.
+                    held.spooled();
+                    spooled.give_back(frame).await;
+                },
+                () = std::future::ready(()) => {}
+            }
+        }
+        // The file is read all the same, some time; then the request is where it was.
+        let reading = async {
+            loop {
+                match spooled.next().await {
+                    Some(read) => break read,
+                    None => spooled.filled().await,
+                }
+            }
+        };
+        let patience = Duration::from_secs(20);
+        let (body, held, _) = tokio::time::timeout(patience, reading).await.expect("it is lost");
+        assert_eq!((&*body, held.counts()), (&b"body"[..], [0, 0, 7]));
+        assert_eq!(ledger.of(RecordKind::End).unanswered, 7);
+        held.settle(Ok(()));
+        let end = ledger.of(RecordKind::End);
+        assert_eq!((end.recovered, end.exported, end.in_flight()), (7, 7, 0));
+    }
+}

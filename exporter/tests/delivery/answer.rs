@@ -74,8 +74,13 @@ pub(crate) async fn answer(
     if let Mode::LargerThan(bytes) = mode
         && message.len() > bytes
     {
-        let code = Code::ResourceExhausted;
-        return Some(refusal(protocol, StatusCode::PAYLOAD_TOO_LARGE, code));
+        // Only its words tell it from the other kind: these are grpc-go's, and so the collector's.
+        let words =
+            format!("grpc: received message larger than max ({} vs. {bytes})", message.len());
+        return Some(match protocol {
+            Protocol::Grpc => bare(&Status::new(Code::ResourceExhausted, words)),
+            Protocol::Http => plain(StatusCode::PAYLOAD_TOO_LARGE, Bytes::new()),
+        });
     }
     let decoded = match signal {
         Signal::Logs => prost::Message::decode(&*message).map(Decoded::Logs),
@@ -169,7 +174,6 @@ fn refusal(protocol: Protocol, http: StatusCode, grpc: Code) -> Answer {
     }
 }
 
-/// Only a head: the status stands in it.
 fn status(code: Code, retry_info: Option<Duration>) -> Answer {
     let status = match retry_info {
         Some(_) => {
@@ -178,7 +182,12 @@ fn status(code: Code, retry_info: Option<Duration>) -> Answer {
         }
         None => Status::new(code, "injected"),
     };
-    status.into_http::<()>().map(|()| Full::default().boxed())
+    bare(&status)
+}
+
+/// Only a head: the status stands in it.
+fn bare(status: &Status) -> Answer {
+    status.clone().into_http::<()>().map(|()| Full::default().boxed())
 }
 
 fn grpc(message: &[u8]) -> Answer {

@@ -343,7 +343,7 @@ async fn a_record_that_is_lost_on_purpose_breaks_the_identity() {
     delivery.settle().await;
     for signal in Signal::ALL {
         let totals = delivery.totals(signal);
-        let lost = Totals { seen: 5, exported: 4, dropped: 0, in_flight: 0 };
+        let lost = Totals { seen: 5, exported: 4, ..Totals::default() };
         assert_eq!(totals, lost);
         let problem = agree(signal, totals, &injector.received()).unwrap_err();
         assert!(problem.contains("identity"), "{problem}");

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use flowend::record::{RecordKind, SPAN_NAME};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
@@ -9,9 +10,10 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 
 use super::injector::Injector;
 use super::store::{Key, Received, Signal};
+use super::synthetic;
 
-/// The event name of synthetic log records, and the name of their spans.
-pub(crate) const EVENT: &str = "flowend.tcp.end";
+/// The event name of synthetic log records.
+const EVENT: &str = RecordKind::End.event_name();
 
 /// What is tested: something that takes records for one destination.
 pub(crate) trait Delivery {
@@ -30,11 +32,24 @@ pub(crate) trait Delivery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) seen: u64,
+    /// Left in the spool by an earlier life.
+    pub(crate) recovered: u64,
     pub(crate) exported: u64,
     /// For any cause.
     pub(crate) dropped: u64,
     /// Measured, not the remainder.
     pub(crate) in_flight: u64,
+}
+
+impl Totals {
+    /// The identity.
+    pub(crate) fn add_up(self) -> Result<(), String> {
+        let Self { seen, recovered, exported, dropped, in_flight } = self;
+        if seen + recovered != exported + dropped + in_flight {
+            return Err(format!("the identity does not hold: {self:?}"));
+        }
+        Ok(())
+    }
 }
 
 /// Offers records and waits; then the ledger and the receiver must agree, for each signal.
@@ -49,14 +64,12 @@ pub(crate) async fn deliver(delivery: &mut impl Delivery, to: &Injector, numbers
     }
 }
 
-/// Whether `seen = exported + dropped + in_flight`, and exported is what the receiver acknowledged.
+/// Whether `seen + recovered = exported + dropped + in_flight`, and exported is what the receiver acknowledged.
 ///
 /// A record may have come again only where an answer was not given: then once more for each time.
 pub(crate) fn agree(signal: Signal, totals: Totals, received: &Received) -> Result<(), String> {
-    let Totals { seen, exported, dropped, in_flight } = totals;
-    if seen != exported + dropped + in_flight {
-        return Err(format!("the identity does not hold: {totals:?}"));
-    }
+    totals.add_up()?;
+    let exported = totals.exported;
     let acknowledged = received.acknowledged(signal);
     if acknowledged != exported {
         return Err(format!("{exported} exported, and {acknowledged} acknowledged"));
@@ -71,19 +84,22 @@ pub(crate) fn agree(signal: Signal, totals: Totals, received: &Received) -> Resu
 /// Of the record with this number.
 pub(crate) fn key(signal: Signal, number: u64) -> Key {
     let (trace_id, span_id) = ids(number);
-    Key { signal, trace_id, span_id, event: EVENT.into() }
+    let event = match signal {
+        Signal::Logs => EVENT,
+        Signal::Traces => SPAN_NAME,
+    };
+    Key { signal, trace_id, span_id, event: event.into() }
 }
 
 fn ids(number: u64) -> (Vec<u8>, Vec<u8>) {
-    // All zeros would be no id.
-    let span_id = (number + 1).to_be_bytes();
-    ([[0xff; 8], span_id].concat(), span_id.into())
+    let (trace_id, span_id) = synthetic::ids(number);
+    (trace_id.to_bytes().into(), span_id.to_bytes().into())
 }
 
 pub(crate) fn logs(numbers: Range<u64>) -> ExportLogsServiceRequest {
     let log_records = numbers.map(|number| {
         let (trace_id, span_id) = ids(number);
-        LogRecord { trace_id, span_id, event_name: EVENT.into(), ..LogRecord::default() }
+        LogRecord { trace_id, span_id, event_name: SPAN_NAME.into(), ..LogRecord::default() }
     });
     let scope = ScopeLogs { log_records: log_records.collect(), ..ScopeLogs::default() };
     let resource = ResourceLogs { scope_logs: vec![scope], ..ResourceLogs::default() };
@@ -93,7 +109,7 @@ pub(crate) fn logs(numbers: Range<u64>) -> ExportLogsServiceRequest {
 pub(crate) fn spans(numbers: Range<u64>) -> ExportTraceServiceRequest {
     let spans = numbers.map(|number| {
         let (trace_id, span_id) = ids(number);
-        Span { trace_id, span_id, name: EVENT.into(), ..Span::default() }
+        Span { trace_id, span_id, name: SPAN_NAME.into(), ..Span::default() }
     });
     let scope = ScopeSpans { spans: spans.collect(), ..ScopeSpans::default() };
     let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };

@@ -118,7 +118,6 @@ struct Site {
     health: Arc<Health>,
     stop: watch::Sender<Option<DropCause>>,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
-    spooler: Option<tokio::task::JoinHandle<()>>,
     live: Arc<Live<Fake>>,
 }
 
@@ -143,6 +142,7 @@ impl Site {
             signal: Signal::Logs,
             queue: Arc::clone(&queue),
             spool,
+            spooler,
             live: Arc::clone(&live),
             health: Arc::clone(&health),
             gate: Gate::default(),
@@ -159,7 +159,6 @@ impl Site {
             health,
             stop,
             task: tokio::spawn(exporter.run()),
-            spooler,
             live,
         }
     }
@@ -187,9 +186,6 @@ impl Site {
     async fn finish(self) -> Finished {
         self.queue.close();
         self.task.await.unwrap().unwrap();
-        if let Some(spooler) = self.spooler {
-            spooler.await.unwrap();
-        }
         let end = self.output.of(RecordKind::End);
         let seen = self.ledger.of(RecordKind::End).seen.get();
         assert_eq!(seen + end.recovered, end.exported + end.dropped_in_all() + end.in_flight());
