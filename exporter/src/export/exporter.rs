@@ -111,8 +111,6 @@ impl<W: Wire> Exporter<W> {
         let spooler = self.spooler.take();
         let this = Arc::new(self);
         let mut flights = JoinSet::new();
-        // The same one until it is ready: what it waits for is not begun anew with each answer.
-        let mut next = std::pin::pin!(this.next());
         loop {
             if flights.len() >= this.live.get().export.concurrency {
                 landed(flights.join_next().await);
@@ -122,11 +120,10 @@ impl<W: Wire> Exporter<W> {
                 biased;
                 () = this.stopped() => break,
                 Some(ended) = flights.join_next() => landed(Some(ended)),
-                found = next.as_mut() => match found {
+                next = this.next() => match next {
                     None => break,
                     Some((piece, frame)) => {
                         flights.spawn(Arc::clone(&this).deliver(piece, frame));
-                        next.set(this.next());
                     }
                 },
             }
@@ -284,7 +281,11 @@ impl<W: Wire> Exporter<W> {
 
     /// What is left when the exporter ends.
     async fn leave(&self) {
-        let batch = self.live.get().export.batch();
+        let mut batch = self.live.get().export.batch();
+        if let Some(spool) = &self.spool {
+            spool.close().await;
+            batch = batch.at_most(spool.max_request);
+        }
         while let Some(taken) = self.queue.take_now(batch) {
             match &self.spool {
                 Some(spool) => self.keep(spool, self.piece(taken)).await,

@@ -59,7 +59,7 @@ enum Wanted {
     Otlp {
         destination: Arc<str>,
         signal: Signal,
-        receiver: Receiver,
+        receiver: Box<Receiver>,
         client: Client,
         events: EventSet,
     },
@@ -94,6 +94,7 @@ impl Wanted {
                     format!("destination {} at {}", destination.name, receiver.endpoint)
                 })?;
                 let destination = Arc::clone(&destination.name);
+                let receiver = Box::new(receiver);
                 wanted.push(Self::Otlp { destination, signal, receiver, client, events });
             }
         }
@@ -286,7 +287,8 @@ impl Outputs {
                 let queue = Queue::new(settings.export.queue(), Arc::clone(&ledger));
                 let live = Arc::new(Live::new(client, settings.export.clone()));
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));
-                let spool = spool.map(|(spool, lost)| Spooled::new(spool, lost, ledger));
+                let spool = spool
+                    .map(|(spool, max_bytes, lost)| Spooled::new(spool, max_bytes, lost, ledger));
                 let spooler = spool.as_ref().map(|spool| {
                     let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
                     tokio::spawn(spool_excess(signal, queue, Arc::clone(spool), live))
@@ -360,7 +362,7 @@ fn open_spool(
     settings: Option<&SpoolSettings>,
     destination: &str,
     signal: Signal,
-) -> anyhow::Result<Option<(Spool, [u64; 3])>> {
+) -> anyhow::Result<Option<(Spool, u64, [u64; 3])>> {
     let Some(settings) = settings else { return Ok(None) };
     let folder = settings.directory.join(destination).join(signal.as_str());
     let (spool, recovered) = Spool::open(&folder, settings.max_bytes).with_context(|| {
@@ -389,5 +391,5 @@ fn open_spool(
             recovered.records.iter().sum::<u64>()
         );
     }
-    Ok(Some((spool, lost)))
+    Ok(Some((spool, settings.max_bytes, lost)))
 }

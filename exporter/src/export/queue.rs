@@ -43,6 +43,13 @@ pub struct Limits {
     pub bytes: usize,
 }
 
+impl Limits {
+    /// Not more bytes than that.
+    pub(super) fn at_most(self, bytes: usize) -> Self {
+        Self { bytes: self.bytes.min(bytes), ..self }
+    }
+}
+
 /// Between the data path, which never waits, and one output, which may.
 #[derive(Debug)]
 pub struct Queue<T> {

@@ -1,6 +1,6 @@
 //! The spool beside the exporter: file operations in blocking threads, and the ledger kept in step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,59 +14,64 @@ use super::spool::{Frame, FrameId, Spool, SpoolError};
 use super::{Held, Part, Signal};
 use crate::ledger::{DropCause, OutputLedger};
 
+/// A request that cannot be read from the disk is given up after so many tries.
+const READS: u32 = 5;
+
 /// A disk that failed is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// A frame that was read, until it is settled or given back.
 pub(super) type Unspooled = FrameId;
 
-/// A request that was read for somebody. If he is gone by then, it is as if it had not been read.
-struct Read {
-    spool: Arc<Spooled>,
+/// What was read of the spool and is not taken yet.
+#[derive(Debug, Default)]
+struct Slot {
     request: Option<(Bytes, Held, Unspooled)>,
-}
-
-impl Drop for Read {
-    fn drop(&mut self) {
-        let Some((_, held, frame)) = self.request.take() else { return };
-        let mut spool = self.spool.lock();
-        held.spooled();
-        spool.give_back(frame);
-        self.spool.recount(&spool);
-        drop(spool);
-        self.spool.filled.notify_one();
-    }
+    is_closed: bool,
 }
 
 /// The spool of one signal at one destination.
 #[derive(Debug)]
 pub(super) struct Spooled {
     spool: Mutex<Spool>,
+    slot: Mutex<Slot>,
     ledger: Arc<OutputLedger>,
     /// Whether there is anything in it that is not handed out.
     waiting: AtomicBool,
     filled: Notify,
+    /// How often the oldest request could not be read, one time after the other.
+    unread: AtomicU32,
+    /// The largest request that is put into it, bytes: it has room for several.
+    pub(super) max_request: usize,
     /// Counts settlements, so that who waits for room is told of each.
     settled: watch::Sender<u64>,
 }
 
 impl Spooled {
     /// Around a spool that was opened; what it holds is taken into the ledger, and what was lost of it.
-    pub(super) fn new(spool: Spool, lost: [u64; 3], ledger: Arc<OutputLedger>) -> Arc<Self> {
+    pub(super) fn new(
+        spool: Spool,
+        max_bytes: u64,
+        lost: [u64; 3],
+        ledger: Arc<OutputLedger>,
+    ) -> Arc<Self> {
         ledger.recover(spool.waiting(), lost);
         let waiting = AtomicBool::new(has_waiting(&spool));
         Arc::new(Self {
             spool: Mutex::new(spool),
+            slot: Mutex::default(),
             ledger,
             waiting,
             filled: Notify::new(),
+            unread: AtomicU32::new(0),
+            max_request: usize::try_from(max_bytes / 8).unwrap_or(usize::MAX),
             settled: watch::Sender::new(0),
         })
     }
 
     /// Whether there is anything to be handed out.
     pub(super) fn has_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Acquire)
+        self.waiting.load(Ordering::Acquire) || self.slot().request.is_some()
     }
 
     /// Waits until something was added.
@@ -74,33 +79,70 @@ impl Spooled {
         self.filled.notified().await;
     }
 
-    /// The oldest request. What cannot be read back is counted, and passed over. Cancel safe.
+    /// The oldest request. What cannot be read back is counted, and passed over. Cancel safe, for one caller at
+    /// a time: what was read for one who did not wait for it is the next one's.
     pub(super) async fn next(self: &Arc<Self>) -> Option<(Bytes, Held, Unspooled)> {
-        if !self.has_waiting() {
-            return None;
-        }
-        let own = Arc::clone(self);
-        let read = self.with(move |this, spool| {
-            let next = loop {
-                match spool.next() {
-                    Ok(next) => break next,
-                    Err(error @ SpoolError::Damaged { counts, .. }) => {
-                        warn!("{}: {error}", this.ledger);
-                        this.ledger.lose_spooled(counts);
-                    }
-                    Err(error) => {
-                        warn!("{}: {error}", this.ledger);
-                        break None;
-                    }
+        if self.has_waiting() && self.slot().request.is_none() {
+            self.with(|this, spool| {
+                let mut slot = this.slot();
+                if slot.request.is_none() && !slot.is_closed {
+                    slot.request = this.read(spool);
                 }
-            };
-            this.recount(spool);
-            let (id, Frame { counts, body }) = next?;
-            this.ledger.unspool(counts);
-            let held = Held::new(Arc::clone(&this.ledger), counts);
-            Some(Read { spool: own, request: Some((body, held, id)) })
-        });
-        read.await?.request.take()
+            })
+            .await;
+        }
+        self.slot().request.take()
+    }
+
+    /// Nothing more is handed out. What was read and not taken goes back.
+    pub(super) async fn close(self: &Arc<Self>) {
+        self.with(|this, spool| {
+            let mut slot = this.slot();
+            slot.is_closed = true;
+            if let Some((_, held, frame)) = slot.request.take() {
+                held.spooled();
+                spool.give_back(frame);
+            }
+        })
+        .await;
+    }
+
+    fn read(&self, spool: &mut Spool) -> Option<(Bytes, Held, Unspooled)> {
+        let next = loop {
+            match spool.next() {
+                Ok(next) => {
+                    self.unread.store(0, Ordering::Relaxed);
+                    break next;
+                }
+                Err(error @ SpoolError::Damaged { counts, .. }) => {
+                    warn!("{}: {error}", self.ledger);
+                    self.ledger.lose_spooled(counts);
+                }
+                Err(error) => {
+                    warn!("{}: {error}", self.ledger);
+                    self.give_up_unreadable(spool);
+                    break None;
+                }
+            }
+        };
+        self.recount(spool);
+        let (id, Frame { counts, body }) = next?;
+        self.ledger.unspool(counts);
+        Some((body, Held::new(Arc::clone(&self.ledger), counts), id))
+    }
+
+    /// A disk may have a bad moment, or a bad sector: what is behind it is not held up for ever.
+    fn give_up_unreadable(&self, spool: &mut Spool) {
+        if self.unread.fetch_add(1, Ordering::Relaxed) + 1 < READS {
+            return;
+        }
+        self.unread.store(0, Ordering::Relaxed);
+        if let Some((counts, written)) = spool.drop_oldest() {
+            self.ledger.lose_spooled(counts);
+            if let Err(error) = written {
+                warn!("{}: {error}", self.ledger);
+            }
+        }
     }
 
     /// Adds a request at the end; where that fails, its records are still held.
@@ -113,7 +155,10 @@ impl Spooled {
             .with(move |this, spool| {
                 let appended = match spool.append(&Frame { counts: held.counts(), body }) {
                     // Before anybody can take it out again.
-                    Ok(()) => Ok(held.spooled()),
+                    Ok(()) => {
+                        held.spooled();
+                        Ok(())
+                    }
                     Err(error) => Err((held, error)),
                 };
                 this.recount(spool);
@@ -145,8 +190,8 @@ impl Spooled {
         self.filled.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Spool> {
-        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recount(&self, spool: &Spool) {
@@ -160,8 +205,12 @@ impl Spooled {
     ) -> T {
         let this = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            let mut spool = this.lock();
-            act(&this, &mut spool)
+            let mut spool = this.spool.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = act(&this, &mut spool);
+            if let Some(warning) = spool.take_warning() {
+                warn!("{}: {warning}", this.ledger);
+            }
+            done
         });
         match done.await {
             Ok(done) => done,
@@ -186,7 +235,8 @@ pub(super) async fn spool_excess<W>(
     let mut settled = spool.settled.subscribe();
     let mut is_failing = false;
     while queue.pressing().await.is_some() {
-        let Some(taken) = queue.take_now(live.get().export.batch()) else { continue };
+        let batch = live.get().export.batch().at_most(spool.max_request);
+        let Some(taken) = queue.take_now(batch) else { continue };
         settled.mark_unchanged();
         let body = request(signal, &taken.items);
         let Taken { items, held } = taken;
@@ -237,7 +287,7 @@ mod tests {
         let (mut spool, _) = Spool::open(folder.path(), 1 << 20).unwrap();
         spool.append(&Frame { counts: [0, 0, 7], body: Bytes::from_static(b"body") }).unwrap();
         let ledger = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
-        let spooled = Spooled::new(spool, [0; 3], Arc::clone(&ledger));
+        let spooled = Spooled::new(spool, 1 << 20, [0; 3], Arc::clone(&ledger));
         for _ in 0..10 {
             // Begun, and given up at once, as by an answer that comes first.
             tokio::select! {

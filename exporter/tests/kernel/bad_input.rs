@@ -49,7 +49,7 @@ fn mistakes_of_the_command_line_and_the_configuration_need_no_root() {
             &["key `flows.max` must be a number", "\"many\""],
         ),
         (
-            &["demo", "--set", "otlp.endpoint=collector"],
+            &["demo", "--set", "otlp.endpoint=ftp://collector"],
             1,
             &["key `otlp.endpoint`", "must begin with http://"],
         ),

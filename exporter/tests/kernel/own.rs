@@ -2,15 +2,8 @@
 
 use std::time::Duration;
 
+use super::receiver::refusing;
 use super::support::{Flowend, can_run};
-
-/// A port at which connections are refused: bound, so that nobody else gets it, and not listened on.
-fn refusing() -> (socket2::Socket, u16) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
-    (socket, port)
-}
 
 #[test]
 fn a_refused_receiver_makes_no_record_of_its_own_for_a_minute() {

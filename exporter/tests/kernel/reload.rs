@@ -11,9 +11,9 @@ use super::support::{Cgroup, Flowend, Puppet, can_run, wait_until};
 use super::telemetry::{port, scrape, sum};
 
 /// A folder with a configuration file, and the program that runs by it.
-struct Site {
+pub(crate) struct Site {
     folder: tempfile::TempDir,
-    flowend: Flowend,
+    pub(crate) flowend: Flowend,
 }
 
 impl Site {
@@ -21,7 +21,7 @@ impl Site {
         Self::start_with(text, &[])
     }
 
-    fn start_with(text: &str, args: &[&str]) -> Self {
+    pub(crate) fn start_with(text: &str, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowend.toml");
         std::fs::write(&file, text).unwrap();
@@ -35,7 +35,7 @@ impl Site {
     }
 
     /// As an editor does.
-    fn replace(&self, text: &str) {
+    pub(crate) fn replace(&self, text: &str) {
         let new = self.folder.path().join("new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.file()).unwrap();
@@ -46,7 +46,7 @@ impl Site {
     }
 
     /// How often it was said, at least.
-    fn wait_for(&self, words: &str, times: usize) {
+    pub(crate) fn wait_for(&self, words: &str, times: usize) {
         wait_until(
             || self.flowend.stderr().matches(words).count() >= times,
             || format!("not {times} times \"{words}\": {}", self.flowend.stderr()),

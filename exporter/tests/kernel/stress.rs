@@ -220,9 +220,12 @@ fn peak_kb(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
+/// What a record that waits takes at most, bytes: its log record and its span, encoded, and its places in two queues.
+const RECORD_BYTES: u64 = 2_600;
+
 /// The most memory that flowend may take, kB; docs/performance.md says of what it consists.
 fn memory_bound_kb(queue_records: u64) -> u64 {
-    64 * 1024 + MAX_FLOWS / 10 + queue_records * 6 / 10
+    64 * 1024 + MAX_FLOWS / 10 + queue_records * RECORD_BYTES / 1000
 }
 
 /// Both rounds. What has come is taken in meanwhile, so that it does not pile up in the receiver.
@@ -272,6 +275,8 @@ async fn every_end_under_stress_is_reported_once_and_truly() {
         // that also make the connections and decode the records can encode as fast.
         "--set",
         &format!("export.queue_records={ends}"),
+        "--set",
+        &format!("export.queue_bytes={}", u64::from(ends) * RECORD_BYTES),
     ]);
     let server = serve(&servers, &netns);
 

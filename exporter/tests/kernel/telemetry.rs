@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use prost::Message as _;
 
 use super::connections::{Role, make};
+use super::receiver::refusing;
 use super::support::{Cgroup, Flowend, Puppet, can_run, flat, text, wait_until};
 
 const JSON: &str = r#"signal="json",destination="stdout""#;
@@ -123,11 +124,7 @@ fn ready_is_who_is_attached_and_whose_destination_works() {
         return;
     }
     let cgroup = Cgroup::new();
-    // Taken, and nobody listens.
-    let refusing =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    refusing.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let address = refusing.local_addr().unwrap().as_socket().unwrap();
+    let (_bound, refusing) = refusing();
     let flowend = Flowend::run(&[
         &format!("--set=targets={},flowend-no-such-cgroup", cgroup.name),
         "--set=telemetry.listen=127.0.0.1:0",
@@ -135,7 +132,7 @@ fn ready_is_who_is_attached_and_whose_destination_works() {
         "--set=export.interval=10ms",
         "--set=shutdown.timeout=100ms",
         "--output=otlp",
-        &format!("--set=otlp.endpoint=http://{address}"),
+        &format!("--set=otlp.endpoint=http://127.0.0.1:{refusing}"),
     ]);
     let port = port(&flowend);
     for (path, word) in [("/livez", "alive"), ("/readyz", "ready")] {

@@ -132,7 +132,7 @@ impl Site {
         let queue = Queue::new(export.queue(), Arc::clone(&output));
         let live = Arc::new(Live::new(wire.clone(), export));
         let health = Arc::new(Health::new("otlp.logs".into()));
-        let spool = spool.map(|spool| Spooled::new(spool, [0; 3], Arc::clone(&output)));
+        let spool = spool.map(|spool| Spooled::new(spool, 64 << 20, [0; 3], Arc::clone(&output)));
         let spooler = spool.as_ref().map(|spool| {
             let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
             tokio::spawn(spool_excess(Signal::Logs, queue, Arc::clone(spool), live))

@@ -6,7 +6,7 @@ use super::super::support::{Socket, parse};
 use super::bench::{Bench, Open};
 use super::case::Make::Watched;
 use super::case::{Case, DOWN, Row, UP, both};
-use super::made::Made;
+use super::made::{Made, Span};
 use super::orderly::{close_after, closed};
 use Role::{Client, Server};
 
@@ -106,7 +106,11 @@ fn mptcp(b: &mut Bench, which: Multipath) -> Vec<Made> {
         }
     });
     let made = match which {
-        Multipath::Both => Made::of(&open, other, other).both_half_closed(other, other),
+        // Its worker may come to it before the server closes.
+        Multipath::Both => {
+            let whole = Span { from: one.from, to: other.to };
+            Made::of(&open, whole, whole).both_half_closed(whole, whole)
+        }
         Multipath::Client => Made::of(&open, other, other).both_half_closed(one, other),
         Multipath::Server => closed(&open, Client, one, other),
     };
