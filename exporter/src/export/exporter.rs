@@ -111,8 +111,6 @@ impl<W: Wire> Exporter<W> {
         let spooler = self.spooler.take();
         let this = Arc::new(self);
         let mut flights = JoinSet::new();
-        // The same one until it is ready: what it waits for is not begun anew with each answer.
-        let mut next = std::pin::pin!(this.next());
         loop {
             if flights.len() >= this.live.get().export.concurrency {
                 landed(flights.join_next().await);
@@ -122,11 +120,10 @@ impl<W: Wire> Exporter<W> {
                 biased;
                 () = this.stopped() => break,
                 Some(ended) = flights.join_next() => landed(Some(ended)),
-                found = next.as_mut() => match found {
+                next = this.next() => match next {
                     None => break,
                     Some((piece, frame)) => {
                         flights.spawn(Arc::clone(&this).deliver(piece, frame));
-                        next.set(this.next());
                     }
                 },
             }

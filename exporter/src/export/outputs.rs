@@ -59,7 +59,7 @@ enum Wanted {
     Otlp {
         destination: Arc<str>,
         signal: Signal,
-        receiver: Receiver,
+        receiver: Box<Receiver>,
         client: Client,
         events: EventSet,
     },
@@ -94,6 +94,7 @@ impl Wanted {
                     format!("destination {} at {}", destination.name, receiver.endpoint)
                 })?;
                 let destination = Arc::clone(&destination.name);
+                let receiver = Box::new(receiver);
                 wanted.push(Self::Otlp { destination, signal, receiver, client, events });
             }
         }

@@ -155,7 +155,10 @@ impl Spooled {
             .with(move |this, spool| {
                 let appended = match spool.append(&Frame { counts: held.counts(), body }) {
                     // Before anybody can take it out again.
-                    Ok(()) => Ok(held.spooled()),
+                    Ok(()) => {
+                        held.spooled();
+                        Ok(())
+                    }
                     Err(error) => Err((held, error)),
                 };
                 this.recount(spool);
@@ -284,7 +287,7 @@ mod tests {
         let (mut spool, _) = Spool::open(folder.path(), 1 << 20).unwrap();
         spool.append(&Frame { counts: [0, 0, 7], body: Bytes::from_static(b"body") }).unwrap();
         let ledger = OutputLedger::new("otlp", "logs", EventSet::ENDS, &Ledger::default());
-        let spooled = Spooled::new(spool, 64 << 20, [0; 3], Arc::clone(&ledger));
+        let spooled = Spooled::new(spool, 1 << 20, [0; 3], Arc::clone(&ledger));
         for _ in 0..10 {
             // Begun, and given up at once, as by an answer that comes first.
             tokio::select! {
