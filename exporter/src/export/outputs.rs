@@ -59,7 +59,7 @@ enum Wanted {
     Otlp {
         destination: Arc<str>,
         signal: Signal,
-        receiver: Receiver,
+        receiver: Box<Receiver>,
         client: Client,
         events: EventSet,
     },
@@ -89,7 +89,7 @@ impl Wanted {
                 (Signal::Traces, &destination.traces, EventSet::ENDS),
             ];
             for (signal, receiver, events) in signals {
-                let Some(receiver) = receiver.clone() else { continue };
+                let Some(receiver) = receiver.clone().map(Box::new) else { continue };
                 let client = Client::new(signal, &receiver, own.clone()).with_context(|| {
                     format!("destination {} at {}", destination.name, receiver.endpoint)
                 })?;

@@ -93,7 +93,10 @@ impl Spooled {
             .with(move |this, spool| {
                 let appended = match spool.append(&Frame { counts: held.counts(), body }) {
                     // Before anybody can take it out again.
-                    Ok(()) => Ok(held.spooled()),
+                    Ok(()) => {
+                        held.spooled();
+                        Ok(())
+                    }
                     Err(error) => Err((held, error)),
                 };
                 this.recount(spool);
