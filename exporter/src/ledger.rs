@@ -97,6 +97,16 @@ impl Common {
             sampled_out: self.sampled_out - earlier.sampled_out,
         }
     }
+
+    /// Both together.
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            seen: self.seen + other.seen,
+            filtered_self: self.filtered_self + other.filtered_self,
+            filtered_rule: self.filtered_rule + other.filtered_rule,
+            sampled_out: self.sampled_out + other.sampled_out,
+        }
+    }
 }
 
 impl Ledger {

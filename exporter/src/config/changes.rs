@@ -98,7 +98,8 @@ fn covers(entry: &str, key: &str) -> bool {
     key.strip_prefix(entry).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// The part of a configuration that takes effect then. Tables stay, though empty.
+/// The part of a configuration that takes effect then. Tables stay, though empty; but those that take effect
+/// with the reload as a whole are no part of what needs a restart.
 pub(super) fn only(effect: Effect, dict: &Dict) -> Dict {
     part("", effect, dict)
 }
@@ -108,6 +109,8 @@ fn part(prefix: &str, effect: Effect, dict: &Dict) -> Dict {
     for (name, value) in dict {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
+            // Left empty, a destination that was taken out would be one without an endpoint.
+            Value::Dict(..) if effect == Effect::Restart && effect_of(&key) == Effect::Live => {}
             Value::Dict(tag, inner) => {
                 kept.insert(name.clone(), Value::Dict(*tag, part(&key, effect, inner)));
             }
@@ -159,6 +162,22 @@ mod tests {
             assert_eq!(got.live, *live, "{set:?}");
             assert_eq!(got.restart, *restart, "{set:?}");
             assert_eq!(got.is_empty(), live.is_empty() && restart.is_empty());
+        }
+    }
+
+    #[test]
+    fn destinations_come_and_go() {
+        let [endpoint, signals] =
+            ["destinations.a.endpoint=http://a:4317", "destinations.a.signals=[\"logs\"]"];
+        for (started, new) in [
+            ([].as_slice(), [endpoint, signals].as_slice()),
+            (&[endpoint, signals], &[]),
+            (&[endpoint, signals], &[endpoint]),
+        ] {
+            let new = with(new);
+            let in_force = new.in_force(&with(started)).unwrap();
+            assert_eq!(in_force.settings.destinations, new.settings.destinations);
+            assert!(changes(&new, &in_force).is_empty());
         }
     }
 

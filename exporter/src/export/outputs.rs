@@ -89,7 +89,7 @@ impl Wanted {
                 (Signal::Traces, &destination.traces, EventSet::ENDS),
             ];
             for (signal, receiver, events) in signals {
-                let Some(receiver) = receiver.clone() else { continue };
+                let Some(receiver) = receiver.clone().map(Box::new) else { continue };
                 let client = Client::new(signal, &receiver, own.clone()).with_context(|| {
                     format!("destination {} at {}", destination.name, receiver.endpoint)
                 })?;
@@ -163,7 +163,14 @@ impl Outputs {
             match self.running.iter().position(|running| output.is(running)) {
                 Some(at) => kept.push((at, output)),
                 // May fail: before anything is changed.
-                None => begun.push(self.begin(output, settings)?),
+                None => match self.begin(output, settings) {
+                    Ok(output) => begun.push(output),
+                    Err(error) => {
+                        let leaving = self.retire(begun);
+                        self.let_go(leaving, Duration::ZERO);
+                        return Err(error);
+                    }
+                },
             }
         }
         let mut before: Vec<_> = self.running.drain(..).map(Some).collect();
@@ -175,12 +182,36 @@ impl Outputs {
         }
         running.extend(begun);
         self.running = running;
-        let leaving: Vec<_> = before.into_iter().flatten().collect();
+        Ok(self.retire(before.into_iter().flatten().collect()))
+    }
+
+    fn retire(&mut self, leaving: Vec<Running>) -> Leaving {
         for output in &leaving {
             output.sink.ledger().retire(&self.ledger);
             self.retired.push(Arc::clone(output.sink.ledger()));
         }
-        Ok(Leaving(leaving))
+        Leaving(leaving)
+    }
+
+    /// The account of an output that begins. One that was there before, and comes back, goes on with its own.
+    fn account(
+        &mut self,
+        destination: Arc<str>,
+        signal: &'static str,
+        events: EventSet,
+    ) -> Arc<OutputLedger> {
+        let is_it = |ledger: &Arc<OutputLedger>| {
+            (ledger.destination(), ledger.signal(), ledger.events())
+                == (&destination, signal, events)
+        };
+        match self.retired.iter().position(is_it) {
+            Some(at) => {
+                let ledger = self.retired.swap_remove(at);
+                ledger.resume(&self.ledger);
+                ledger
+            }
+            None => OutputLedger::new(destination, signal, events, &self.ledger),
+        }
     }
 
     /// Ends outputs that the data path does not use any more: what they hold may still be sent for this long.
@@ -270,12 +301,12 @@ impl Outputs {
         ledgers
     }
 
-    fn begin(&self, output: Wanted, settings: &Settings) -> anyhow::Result<Running> {
+    fn begin(&mut self, output: Wanted, settings: &Settings) -> anyhow::Result<Running> {
         let (stop, stopping) = watch::channel(None);
         match output {
             Wanted::Stream(format, events) => {
                 let name = format.as_str();
-                let ledger = OutputLedger::new(OutputLedger::STDOUT, name, events, &self.ledger);
+                let ledger = self.account(OutputLedger::STDOUT.into(), name, events);
                 let queue = Queue::new(settings.export.queue(), ledger);
                 let format = SharedFormat::new(format);
                 let task = stream::spawn(Arc::clone(&queue), format.clone(), tokio::io::stdout());
@@ -283,7 +314,7 @@ impl Outputs {
             }
             Wanted::Otlp { destination, signal, receiver, client, events } => {
                 let spool = open_spool(settings.spool.as_ref(), &destination, signal)?;
-                let ledger = OutputLedger::new(destination, signal.as_str(), events, &self.ledger);
+                let ledger = self.account(destination, signal.as_str(), events);
                 let queue = Queue::new(settings.export.queue(), Arc::clone(&ledger));
                 let live = Arc::new(Live::new(client, settings.export.clone()));
                 let health = Arc::new(Health::new(format!("{ledger} to {}", receiver.endpoint)));

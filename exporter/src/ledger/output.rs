@@ -1,7 +1,7 @@
 //! What became of the records at one output.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Common, DropCause, KindCounts, Ledger};
 use crate::record::{EventSet, RecordKind};
@@ -17,11 +17,27 @@ pub struct OutputLedger {
     destination: Arc<str>,
     signal: &'static str,
     events: EventSet,
-    /// What had been seen before this output was there.
-    before: [Common; KINDS],
-    /// What had been seen when the output was taken away.
-    until: OnceLock<[Common; KINDS]>,
+    share: Mutex<Share>,
     kinds: Mutex<[Counted; KINDS]>,
+}
+
+/// The part of what is seen that an output gets: it may be taken away, and come back.
+#[derive(Debug)]
+struct Share {
+    /// Of the times that are over.
+    earlier: [Common; KINDS],
+    /// What had been seen when the present time began; `None` while the output is away.
+    since: Option<[Common; KINDS]>,
+}
+
+impl Share {
+    fn at(&self, now: [Common; KINDS]) -> [Common; KINDS] {
+        let present = |kind: usize, since: [Common; KINDS]| now[kind].since(since[kind]);
+        std::array::from_fn(|kind| {
+            let earlier = self.earlier[kind];
+            self.since.map_or(earlier, |since| earlier.plus(present(kind, since)))
+        })
+    }
 }
 
 /// What is counted of one kind of record at one output.
@@ -83,8 +99,7 @@ impl OutputLedger {
             destination: destination.into(),
             signal,
             events,
-            before: ledger.common(),
-            until: OnceLock::new(),
+            share: Mutex::new(Share { earlier: Default::default(), since: Some(ledger.common()) }),
             kinds: Mutex::default(),
         })
     }
@@ -106,18 +121,23 @@ impl OutputLedger {
 
     /// What was seen while the output was there, of each kind.
     pub fn share_of(&self, ledger: &Ledger) -> [Common; KINDS] {
-        let until = self.until.get().copied().unwrap_or_else(|| ledger.common());
-        std::array::from_fn(|kind| until[kind].since(self.before[kind]))
+        self.share().at(ledger.common())
     }
 
     /// From now on the output gets nothing more of what is seen.
     pub fn retire(&self, ledger: &Ledger) {
-        let _ = self.until.set(ledger.common());
+        let mut share = self.share();
+        *share = Share { earlier: share.at(ledger.common()), since: None };
     }
 
-    /// Whether it still gets what is seen.
+    /// The output is back: it gets what is seen from now on, and its counts go on.
+    pub fn resume(&self, ledger: &Ledger) {
+        self.share().since.get_or_insert_with(|| ledger.common());
+    }
+
+    /// Whether it gets nothing of what is seen.
     pub fn is_retired(&self) -> bool {
-        self.until.get().is_some()
+        self.share().since.is_none()
     }
 
     /// What is counted of one kind at this moment.
@@ -135,12 +155,14 @@ impl OutputLedger {
         self.lock().iter().map(|kind| kind.dropped(cause)).sum()
     }
 
-    /// An earlier run left these in the spool, and these others, which cannot be read.
+    /// These are in the spool that was opened, and there were these others, which cannot be read. What this
+    /// ledger knew of is not recovered; the rest an earlier run left.
     pub(crate) fn recover(&self, left: [u64; KINDS], lost: [u64; KINDS]) {
         for (kind, (left, lost)) in self.lock().iter_mut().zip(left.into_iter().zip(lost)) {
-            kind.recovered += left + lost;
-            kind.spooled += left;
-            kind.dropped[DropCause::SpoolDamaged as usize] += lost;
+            let known = std::mem::replace(&mut kind.spooled, left);
+            kind.recovered += (left + lost).saturating_sub(known);
+            // Of what it knew of, too, nothing goes without a count.
+            kind.dropped[DropCause::SpoolDamaged as usize] += lost.max(known.saturating_sub(left));
         }
     }
 
@@ -218,6 +240,10 @@ impl OutputLedger {
                 change(kind, u64::from(n));
             }
         }
+    }
+
+    fn share(&self) -> MutexGuard<'_, Share> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, [Counted; KINDS]> {

@@ -68,6 +68,48 @@ fn an_output_accounts_for_what_is_seen_while_it_is_there() {
 }
 
 #[test]
+fn an_output_that_comes_back_goes_on_with_its_account() {
+    let ledger = Ledger::default();
+    let end = ledger.of(RecordKind::End);
+    let output = OutputLedger::new("second", "logs", EventSet::ENDS, &ledger);
+    let seen = |n: usize| {
+        end.seen.add(n);
+        output.share_of(&ledger)[RecordKind::End as usize].seen
+    };
+    assert_eq!(seen(2), 2);
+    output.retire(&ledger);
+    assert_eq!((seen(100), output.is_retired()), (2, true));
+    output.resume(&ledger);
+    assert_eq!((seen(3), output.is_retired()), (5, false));
+    output.retire(&ledger);
+    output.retire(&ledger);
+    assert_eq!(seen(100), 5);
+}
+
+/// Records in the spool are not counted twice when it is opened again, and none is left out.
+#[test]
+fn what_an_output_knows_of_its_spool_is_not_recovered() {
+    for ((left, lost), (recovered, dropped)) in [
+        ((5, 0), (0, 0)),
+        // Of an earlier run, or settled without a trace.
+        ((7, 0), (2, 0)),
+        ((3, 2), (0, 2)),
+        ((3, 0), (0, 2)),
+        ((5, 2), (2, 2)),
+        ((4, 3), (2, 3)),
+        ((0, 0), (0, 5)),
+    ] {
+        let output = OutputLedger::new("second", "logs", EventSet::ENDS, &Ledger::default());
+        output.recover([0, 0, 5], [0; 3]);
+        output.recover([0, 0, left], [0, 0, lost]);
+        let end = output.of(RecordKind::End);
+        let got = (end.recovered - 5, end.dropped(DropCause::SpoolDamaged), end.spooled);
+        assert_eq!(got, (recovered, dropped, left), "{left} left, {lost} lost");
+        assert_eq!(end.recovered, end.spooled + end.dropped_in_all());
+    }
+}
+
+#[test]
 fn records_move_from_place_to_place_and_are_in_one_at_a_time() {
     let output =
         OutputLedger::new(OutputLedger::STDOUT, "json", EventSet::ENDS, &Ledger::default());

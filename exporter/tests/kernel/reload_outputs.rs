@@ -1,6 +1,7 @@
 //! Reload of where records go, while connections end.
 
 use flowend::demo::Receiver;
+use flowend::export::spool::Spool;
 
 use super::connections::Role::Client;
 use super::ledger::{ledger, terms};
@@ -130,19 +131,81 @@ async fn a_destination_counts_what_is_seen_while_it_is_configured() {
         site.wait_for("configuration reloaded: destinations.", 2);
         traffic.connect(4);
         traffic.wait_until_reported(&site);
+        let between = ids_of_json(&site.flowend.json());
+        // And they come back: each has one account, of both times.
+        site.replace(&config(&cgroup, &grpc(&always), &more));
+        site.wait_for("configuration reloaded: destinations.", 3);
+        traffic.connect(5);
+        traffic.wait_until_reported(&site);
+        let all = ids_of_json(&site.flowend.json());
         let (status, messages) = site.flowend.stop();
         assert_eq!(status, Some(0), "{messages}");
 
-        let during: Vec<_> = until.into_iter().filter(|id| !earlier.contains(id)).collect();
+        let during = until.iter().filter(|id| !earlier.contains(id));
+        let during = during.chain(all.iter().filter(|id| !between.contains(id)));
+        let during: Vec<_> = during.cloned().collect();
         assert_eq!(passing.ids().map(sorted), [sorted(during.clone()), sorted(during)]);
         for signal in SIGNALS {
             let of = |destination: &str| ledger(&messages, &format!("{destination}.{signal}"));
-            assert_eq!(of("otlp"), terms([("seen", 18), ("exported", 18)]), "{messages}");
-            assert_eq!(of("passing"), terms([("seen", 6), ("exported", 6)]), "{messages}");
-            let want = terms([("seen", 6), ("dropped{removed}", 6)]);
+            assert_eq!(of("otlp"), terms([("seen", 28), ("exported", 28)]), "{messages}");
+            assert_eq!(of("passing"), terms([("seen", 16), ("exported", 16)]), "{messages}");
+            let want = terms([("seen", 16), ("dropped{removed}", 6), ("dropped{shutdown}", 10)]);
             assert_eq!(of("absent"), want, "{messages}");
             let words = format!("absent.{signal}: 6 records dropped{{removed}}: ");
             assert!(messages.contains(&words), "{messages}");
+        }
+    });
+}
+
+/// What it left in its spool when it was taken away is what it begins with when it comes back, and is counted
+/// once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_comes_back_finds_its_spool() {
+    if !can_run("a_destination_that_comes_back_finds_its_spool", &[]) {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let always = Receiver::start().await.unwrap();
+    let back = HttpReceiver::start(Answers::Taken).await;
+    let (_bound, closed) = refusing();
+    let folder = tempfile::tempdir().unwrap();
+    tokio::task::block_in_place(|| {
+        let with = |endpoint: &str| {
+            let second = format!("[destinations.second]\n{}\n", http(endpoint));
+            config(&cgroup, &grpc(&always), &second)
+        };
+        let absent = with(&format!("http://127.0.0.1:{closed}"));
+        let spool = format!("--set=spool.directory={}", folder.path().join("spool").display());
+        let site = Site::start_with(&absent, &["--output=otlp", &spool]);
+        let mut traffic = Traffic::new(&cgroup);
+        traffic.connect(3);
+        traffic.wait_until_reported(&site);
+        site.replace(&config(&cgroup, &grpc(&always), ""));
+        site.wait_for("configuration reloaded: destinations.", 1);
+        traffic.connect(2);
+        traffic.wait_until_reported(&site);
+        // It may still be closing.
+        wait_until(
+            || {
+                SIGNALS.iter().all(|signal| {
+                    Spool::open(&folder.path().join("spool/second").join(signal), 1 << 30)
+                        .is_ok_and(|(_, recovered)| recovered.records == [0, 0, 6])
+                })
+            },
+            || site.flowend.stderr(),
+        );
+        site.replace(&with(&back.endpoint()));
+        site.wait_for("configuration reloaded: destinations.", 2);
+        traffic.connect(1);
+        traffic.wait_until_reported(&site);
+        let has_all = || back.ids().iter().all(|ids| ids.len() >= 8);
+        wait_until(has_all, || site.flowend.stderr());
+        let (status, messages) = site.flowend.stop();
+        assert_eq!(status, Some(0), "{messages}");
+        for (signal, ids) in SIGNALS.into_iter().zip(back.ids()) {
+            assert_eq!(ids.len(), 8, "each once");
+            let want = terms([("seen", 8), ("exported", 8)]);
+            assert_eq!(ledger(&messages, &format!("second.{signal}")), want, "{messages}");
         }
     });
 }

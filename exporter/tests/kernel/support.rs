@@ -452,8 +452,8 @@ impl Flowend {
             },
             || "flowend does not stop".into(),
         );
-        // The readers see the end of the pipes a moment later.
-        std::thread::sleep(Duration::from_millis(50));
+        // The reader lets go of it at the end of the pipe, a moment later.
+        wait_until(|| Arc::strong_count(&self.stderr) == 1, || "stderr stays open".into());
         let messages = self.stderr();
         assert_ledgers_add_up(&messages);
         (code, messages)
