@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
+
 use super::address::Address;
 use super::buffer::{Buffer, field_len, varint};
 use crate::encode::Value;
@@ -77,7 +79,7 @@ impl Attributes {
     }
 
     /// Appends them as the fields of a log record or of a span.
-    pub(super) fn append_to(&self, bytes: &mut Vec<u8>, signal: Signal) {
+    pub(super) fn append_to(&self, bytes: &mut BytesMut, signal: Signal) {
         let base = bytes.len();
         bytes.extend_from_slice(self.block.written());
         if signal == Signal::Traces {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::{BufMut as _, Bytes, BytesMut};
+
 use super::address::Address;
 use super::attribute::{Attributes, Prefix};
 use super::buffer::{Buffer, field_len};
@@ -13,6 +15,9 @@ use crate::enrich::Workload;
 use crate::export::Signal;
 use crate::flow::Direction;
 use crate::record::{Record, RecordKind, SPAN_NAME};
+
+/// Encoded records lie in chunks of this size, bytes: some 30 ends each.
+const CHUNK: usize = 64 << 10;
 
 /// The field of ScopeLogs that holds a log record, and of ScopeSpans that holds a span: both are 2.
 const ITEM: u8 = 0x12;
@@ -52,7 +57,8 @@ pub struct Encoded {
     pub kind: RecordKind,
     /// Whose it is: the resource.
     pub workload: Arc<Workload>,
-    bytes: Box<[u8]>,
+    /// A part of a chunk that it shares with its neighbours.
+    bytes: Bytes,
     /// Where the span begins.
     split: u32,
 }
@@ -95,6 +101,8 @@ pub struct RecordEncoder {
     /// The fields of a span that are no attributes.
     span: Buffer,
     body: Buffer,
+    /// Room for the next records: one allocation for many of them.
+    chunk: BytesMut,
     /// Those of the last record: many have an address in common.
     local: Address,
     remote: Address,
@@ -117,6 +125,7 @@ impl RecordEncoder {
             log: Buffer::default(),
             span: Buffer::default(),
             body: Buffer::default(),
+            chunk: BytesMut::new(),
             local,
             remote,
         }
@@ -137,34 +146,39 @@ impl RecordEncoder {
             self.write_span(record);
             size += field_len(self.span.len() + attributes);
         }
-        let mut bytes = Vec::with_capacity(size);
+        // Queues are emptied in their order, so a chunk is free again soon after its first record.
+        let mut bytes = std::mem::take(&mut self.chunk);
+        if bytes.capacity() < size {
+            bytes = BytesMut::with_capacity(CHUNK.max(size));
+        }
         self.append(&mut bytes, Signal::Logs);
         let split = bytes.len() as u32;
         if is_end {
             self.append(&mut bytes, Signal::Traces);
         }
         debug_assert_eq!(bytes.len(), size);
+        self.chunk = bytes.split_off(size);
         Encoded {
             kind: record.kind,
             workload: Arc::clone(&record.workload),
-            bytes: bytes.into_boxed_slice(),
+            bytes: bytes.freeze(),
             split,
         }
     }
 
     /// Puts the parts of a signal's message together.
-    fn append(&self, bytes: &mut Vec<u8>, signal: Signal) {
+    fn append(&self, bytes: &mut BytesMut, signal: Signal) {
         let own = match signal {
             Signal::Logs => self.log.written(),
             Signal::Traces => self.span.written(),
         };
         let mut rest = own.len() + self.attributes.len() + self.added.len();
-        bytes.push(ITEM);
+        bytes.put_u8(ITEM);
         while rest >= 0x80 {
-            bytes.push(rest as u8 | 0x80);
+            bytes.put_u8(rest as u8 | 0x80);
             rest >>= 7;
         }
-        bytes.push(rest as u8);
+        bytes.put_u8(rest as u8);
         bytes.extend_from_slice(own);
         self.attributes.append_to(bytes, signal);
         self.added.append_to(bytes, signal);
