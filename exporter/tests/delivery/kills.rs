@@ -75,12 +75,17 @@ struct Story {
     killed_with: [BTreeSet<Key>; 2],
     /// The most that may have arrived twice, of each signal.
     may_come_twice: u64,
+    /// What the lives said to be exported, as far as they came to say it.
+    exported: [u64; 2],
     kills: u64,
 }
 
 impl Story {
-    /// What the spool held is what the life began with.
-    fn assert_began(&self, life: &Life) {
+    /// What the spool held is what the life began with; what it exported counts.
+    fn add(&mut self, life: &Life) {
+        for (exported, last) in self.exported.iter_mut().zip(life.last.into_iter().flatten()) {
+            *exported += last.exported;
+        }
         let Some(start) = &life.start else { return };
         for signal in Signal::ALL {
             let held = self.held[signal as usize].len() as u64;
@@ -89,7 +94,7 @@ impl Story {
     }
 
     fn killed(&mut self, life: &Life, directory: &Path, injector: &Injector) {
-        self.assert_began(life);
+        self.add(life);
         self.kills += 1;
         self.may_come_twice += CONCURRENCY * BATCH;
         let received = injector.received();
@@ -111,7 +116,7 @@ impl Story {
 
     /// The ledger adds up, and what it says is in flight is what the spool holds.
     fn ended(&mut self, life: &Life, directory: &Path) {
-        self.assert_began(life);
+        self.add(life);
         let last = life.last.unwrap();
         for signal in Signal::ALL {
             let held = held(directory, signal);
@@ -138,6 +143,7 @@ async fn survive(protocol: Protocol) {
         held: Default::default(),
         killed_with: Default::default(),
         may_come_twice: 0,
+        exported: [0; 2],
         kills: 0,
     };
     let mut life = 0;
@@ -185,6 +191,10 @@ async fn survive(protocol: Protocol) {
             assert!(more == 0 || spooled.contains(key), "twice, and never in a spool: {key:?}");
             again += more;
         }
+        let of_signal = received.items.iter().filter(|(key, _)| key.signal == signal);
+        let acknowledged: u64 = of_signal.map(|(_, times)| u64::from(times.acknowledged)).sum();
+        let exported = story.exported[signal as usize];
+        assert!(exported <= acknowledged, "{signal:?}: {exported} of {acknowledged}");
         assert!(again <= story.may_come_twice, "{signal:?}: {again} came again");
         println!(
             "{protocol:?} {signal:?}: {life} lives, {} kills; {} records arrived; {} were in the spool at a kill, \

@@ -99,7 +99,7 @@ fn ids(number: u64) -> (Vec<u8>, Vec<u8>) {
 pub(crate) fn logs(numbers: Range<u64>) -> ExportLogsServiceRequest {
     let log_records = numbers.map(|number| {
         let (trace_id, span_id) = ids(number);
-        LogRecord { trace_id, span_id, event_name: SPAN_NAME.into(), ..LogRecord::default() }
+        LogRecord { trace_id, span_id, event_name: EVENT.into(), ..LogRecord::default() }
     });
     let scope = ScopeLogs { log_records: log_records.collect(), ..ScopeLogs::default() };
     let resource = ResourceLogs { scope_logs: vec![scope], ..ResourceLogs::default() };
