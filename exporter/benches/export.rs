@@ -18,11 +18,12 @@ use flowend::ids::ConnectionIds;
 use flowend::ledger::Ledger;
 use flowend::record::{Record, RecordKind};
 use flowend_probe_types::Addr;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use opentelemetry::{SpanId, TraceId};
 use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _, LogProcessor as _};
@@ -42,11 +43,11 @@ fn main() {
     let receiver = Null::start();
     let records = records(ENDS);
     println!(
-        "{ENDS} ends ({SDK_ENDS} for the SDK), log record and span, gRPC, no compression; CPU time of"
+        "{ENDS} ends ({SDK_ENDS} for the SDK), log record and span; the SDK over gRPC; CPU time of"
     );
     println!("this process, user and system, median of {ROUNDS} rounds");
     println!("{:52} {:>8} {:>7} {:>18}", "path", "ns/end", "ratio", "ends/s on a core");
-    let paths: [(&str, &dyn Fn() -> f64); 5] = [
+    let paths: [(&str, &dyn Fn() -> f64); 6] = [
         ("the SDK's exporters (baseline)", &|| {
             sdk_exporters(&records[..SDK_ENDS], &receiver.endpoint)
         }),
@@ -55,7 +56,12 @@ fn main() {
         }),
         ("flowend: encode only", &|| encode_only(&records)),
         ("flowend: queue, batch, gRPC", &|| flowend(&records, &receiver.endpoint, "grpc", "none")),
-        ("flowend: the same with zstd", &|| flowend(&records, &receiver.endpoint, "grpc", "zstd")),
+        ("flowend: queue, batch, HTTP", &|| {
+            flowend(&records, &receiver.endpoint, "http/protobuf", "none")
+        }),
+        ("flowend: the same with zstd", &|| {
+            flowend(&records, &receiver.endpoint, "http/protobuf", "zstd")
+        }),
     ];
     let mut times = vec![Vec::new(); paths.len()];
     for _ in 0..ROUNDS {
@@ -284,7 +290,7 @@ impl Drop for Null {
     }
 }
 
-/// Takes whatever comes over HTTP/2, looks at nothing, and says that it is well.
+/// Takes whatever comes over HTTP/1.1 or HTTP/2, looks at nothing, and says that it is well.
 async fn receive() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listen");
     println!("{}", listener.local_addr().expect("an address"));
@@ -292,26 +298,30 @@ async fn receive() {
         let (stream, _) = listener.accept().await.expect("a connection");
         stream.set_nodelay(true).expect("nodelay");
         tokio::spawn(async move {
-            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let builder = auto::Builder::new(TokioExecutor::new());
             // The sender may have gone.
             let _ = builder.serve_connection(TokioIo::new(stream), service_fn(take)).await;
         });
     }
 }
 
-/// The empty message of an Export*ServiceResponse in gRPC's frame, and its status.
+/// The empty Export*ServiceResponse: over gRPC in a frame, with its status behind it.
 async fn take(
     request: Request<Incoming>,
 ) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, hyper::Error> {
+    let is_grpc = request.version() == Version::HTTP_2;
     let mut body = request.into_body();
     while let Some(frame) = body.frame().await {
         drop(frame?);
     }
-    let trailers = http::HeaderMap::from_iter([(
-        http::HeaderName::from_static("grpc-status"),
-        http::HeaderValue::from_static("0"),
-    )]);
-    let answer = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async { Some(Ok(trailers)) });
-    let response = Response::builder().header("content-type", "application/grpc");
+    let (kind, answer): (_, &[u8]) =
+        if is_grpc { ("application/grpc", &[0; 5]) } else { ("application/x-protobuf", &[]) };
+    let status = || {
+        let name = http::HeaderName::from_static("grpc-status");
+        http::HeaderMap::from_iter([(name, http::HeaderValue::from_static("0"))])
+    };
+    let trailers = is_grpc.then(|| Ok(status()));
+    let answer = Full::new(Bytes::from_static(answer)).with_trailers(async { trailers });
+    let response = Response::builder().header("content-type", kind);
     Ok(response.body(answer).expect("a response"))
 }

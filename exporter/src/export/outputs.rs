@@ -94,7 +94,6 @@ impl Wanted {
                     format!("destination {} at {}", destination.name, receiver.endpoint)
                 })?;
                 let destination = Arc::clone(&destination.name);
-                let receiver = Box::new(receiver);
                 wanted.push(Self::Otlp { destination, signal, receiver, client, events });
             }
         }
