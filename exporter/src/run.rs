@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::cgroup::{self, Paths};
 use crate::clock;
@@ -256,6 +256,12 @@ impl Sidecar {
         for output in &outputs {
             for line in Line::all(&self.ledger, output) {
                 info!("{line}");
+                if line.missing() > 0 {
+                    error!(
+                        "{output}: {} records are not accounted for; this is a fault of flowend, please report it",
+                        line.missing()
+                    );
+                }
             }
         }
         match failed {

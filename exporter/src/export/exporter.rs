@@ -111,6 +111,9 @@ impl<W: Wire> Exporter<W> {
         let spooler = self.spooler.take();
         let this = Arc::new(self);
         let mut flights = JoinSet::new();
+        // The same one until it is ready: a record that waits for company does not wait longer for each answer
+        // that comes meanwhile.
+        let mut next = std::pin::pin!(this.next());
         loop {
             if flights.len() >= this.live.get().export.concurrency {
                 landed(flights.join_next().await);
@@ -120,10 +123,11 @@ impl<W: Wire> Exporter<W> {
                 biased;
                 () = this.stopped() => break,
                 Some(ended) = flights.join_next() => landed(Some(ended)),
-                next = this.next() => match next {
+                found = next.as_mut() => match found {
                     None => break,
                     Some((piece, frame)) => {
                         flights.spawn(Arc::clone(&this).deliver(piece, frame));
+                        next.set(this.next());
                     }
                 },
             }

@@ -13,6 +13,15 @@ pub struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    /// By how many the line does not add up: records of which nobody knows what became. 0 unless flowend has a
+    /// fault.
+    pub fn missing(&self) -> u64 {
+        let (all, own) = (self.common, self.output.of(self.kind));
+        let left_out = all.sampled_out + all.filtered_self + all.filtered_rule;
+        let became = own.exported + left_out + own.dropped_in_all() + own.in_flight();
+        (all.seen + own.recovered).abs_diff(became)
+    }
+
     /// A line for each kind that the output gets: ends first.
     pub fn all(ledger: &Ledger, output: &'a OutputLedger) -> impl Iterator<Item = Self> {
         let common = output.share_of(ledger);

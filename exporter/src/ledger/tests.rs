@@ -134,6 +134,10 @@ fn records_move_from_place_to_place_and_are_in_one_at_a_time() {
     output.dequeue([0, 0, 2]);
     output.lose([0, 0, 2]);
     assert_eq!(places(), (0, 0, 0, 1, 2), "two are nowhere");
+    let ledger = Ledger::default();
+    ledger.of(RecordKind::End).seen.add(5);
+    let missing: Vec<_> = Line::all(&ledger, &output).map(|line| line.missing()).collect();
+    assert_eq!(missing, [2]);
 }
 
 #[test]

@@ -299,6 +299,19 @@ async fn several_requests_are_on_their_way_at_once_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_does_not_make_others_wait_longer_for_company() {
+    let wire = Fake::new(Duration::from_millis(60), |_, _, _| taken());
+    let site = Site::new(wire, Export { concurrency: 4, ..export() });
+    // A request at 100 ms, whose answer comes at 160 ms, while the second record waits from 110 ms on.
+    site.offer(1);
+    tokio::time::sleep(Duration::from_millis(110)).await;
+    site.offer(1);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(site.wire.times(), [100, 210]);
+    site.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_next_try_goes_the_new_way() {
     let site = Site::new(Fake::new(Duration::ZERO, |_, _, _| again(None)), export());
     site.offer(10);
