@@ -1,6 +1,6 @@
-//! Compression of request bodies.
+//! Compression of request bodies, and of answers that come compressed all the same.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 
 use bytes::Bytes;
 
@@ -24,4 +24,18 @@ pub(super) fn compress(body: Bytes, compression: Option<Compression>) -> io::Res
         }
         Some(Compression::Zstd) => zstd::bulk::compress(&body, ZSTD_LEVEL).map(Bytes::from),
     }
+}
+
+/// What was compressed by `name`, as gRPC names it: `None` where that is not known, or the data is no such, or
+/// more than `limit` bytes come out.
+pub(super) fn decompress(data: &[u8], name: &[u8], limit: usize) -> Option<Bytes> {
+    let mut out = Vec::new();
+    let most = limit as u64 + 1;
+    match name {
+        b"gzip" => flate2::read::GzDecoder::new(data).take(most).read_to_end(&mut out),
+        b"zstd" => zstd::stream::read::Decoder::new(data).ok()?.take(most).read_to_end(&mut out),
+        _ => return None,
+    }
+    .ok()?;
+    (out.len() <= limit).then(|| out.into())
 }

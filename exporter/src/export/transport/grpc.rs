@@ -13,6 +13,8 @@ use tonic::Code;
 use tonic_types::{RpcStatusExt as _, pb};
 
 use super::answer::{Answer, MAX_AFTER, acknowledged, with_words};
+use super::client::MAX_ANSWER;
+use super::compress::decompress;
 use super::http::status_words;
 use crate::config::{Compression, Receiver};
 use crate::export::Signal;
@@ -70,24 +72,32 @@ pub(super) fn interpret(
 ) -> Answer {
     let said = trailers.and_then(Said::of).or_else(|| Said::of(headers));
     match said {
-        Some(said) if said.code == Code::Ok => match message(&body) {
+        Some(said) if said.code == Code::Ok => match message(&body, headers) {
             Some(message) => acknowledged(signal, message).unwrap_or_else(|| {
                 Answer::again(
                     "gRPC OK, but its message is no OTLP answer; is this an OTLP receiver?",
                 )
             }),
-            None => Answer::again("gRPC OK, but without a whole message"),
+            None => Answer::again("gRPC OK, but without a whole message that can be read"),
         },
         Some(said) => said.interpret(),
         None => no_status(status, headers),
     }
 }
 
-/// The one message of a body. It is never compressed: nothing was offered in grpc-accept-encoding.
-fn message(body: &Bytes) -> Option<Bytes> {
+/// The one message of a body. It may be compressed though nothing was offered in grpc-accept-encoding: grpc-go
+/// answers in the encoding of the request.
+fn message(body: &Bytes, headers: &HeaderMap) -> Option<Bytes> {
     let (prefix, message) = body.split_at_checked(PREFIX)?;
     let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    (prefix[0] == 0 && message.len() == length as usize).then(|| body.slice(PREFIX..))
+    if message.len() != length as usize {
+        return None;
+    }
+    match prefix[0] {
+        0 => Some(body.slice(PREFIX..)),
+        1 => decompress(message, headers.get("grpc-encoding")?.as_bytes(), MAX_ANSWER),
+        _ => None,
+    }
 }
 
 /// An answer that no gRPC server gave: a proxy, or a server of something else. Its HTTP status stands for
@@ -196,5 +206,58 @@ const fn name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::logs::v1::{
+        ExportLogsPartialSuccess, ExportLogsServiceResponse,
+    };
+
+    use super::super::compress::compress;
+    use super::*;
+
+    /// An answer of gRPC OK with this message, which says that it is compressed in this way.
+    fn answered(message: &Bytes, flag: u8, encoding: Option<&'static str>) -> Answer {
+        let mut body = BytesMut::from(&[flag][..]);
+        body.put_u32(message.len() as u32);
+        body.extend_from_slice(message);
+        let mut headers = HeaderMap::new();
+        if let Some(encoding) = encoding {
+            headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+        }
+        let trailers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("0"),
+        )]);
+        interpret(Signal::Logs, StatusCode::OK, &headers, body.freeze(), Some(&trailers))
+    }
+
+    #[test]
+    fn an_answer_may_come_compressed_and_is_read_within_bounds() {
+        let partial = ExportLogsPartialSuccess { rejected_log_records: 3, ..Default::default() };
+        let plain: Bytes =
+            ExportLogsServiceResponse { partial_success: Some(partial) }.encode_to_vec().into();
+        let taken = Answer::Taken { rejected: 3, message: String::new() };
+        assert_eq!(answered(&plain, 0, Some("gzip")), taken, "the flag decides");
+        // Empty, as most answers are, and one that becomes too much.
+        let (empty, bomb) = (Bytes::new(), Bytes::from(vec![0; MAX_ANSWER + 1]));
+        for (compression, name) in [(Compression::Gzip, "gzip"), (Compression::Zstd, "zstd")] {
+            let compressed = |body: &Bytes| compress(body.clone(), Some(compression)).unwrap();
+            assert_eq!(answered(&compressed(&plain), 1, Some(name)), taken, "{name}");
+            let all = Answer::Taken { rejected: 0, message: String::new() };
+            assert_eq!(answered(&compressed(&empty), 1, Some(name)), all, "{name}");
+            for (message, flag, encoding) in [
+                (compressed(&bomb), 1, Some(name)),
+                (compressed(&plain), 1, None),
+                (compressed(&plain), 1, Some("snappy")),
+                (compressed(&plain), 2, Some(name)),
+                (plain.clone(), 1, Some(name)),
+            ] {
+                let answer = answered(&message, flag, encoding);
+                assert!(matches!(answer, Answer::Again { .. }), "{answer:?}");
+            }
+        }
     }
 }
