@@ -4,6 +4,7 @@
 //! neither. A keyed hash of the two is therefore the same id at both ends, without any exchange:
 //! the probes of client and server put their spans into one trace.
 
+use ipnet::IpNet;
 use opentelemetry::{SpanId, TraceId};
 use sha2::{Digest, Sha256};
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -28,6 +29,14 @@ pub struct ConnectionIds {
     pub span_id: SpanId,
     /// Of the CLIENT span, for a SERVER span whose ISNs were seen.
     pub client_span_id: Option<SpanId>,
+}
+
+impl ConnectionIds {
+    /// The parent of this end's span: the CLIENT span, where the peer is in a range whose spans somebody sends.
+    pub fn parent(&self, end: &ConnectionEnd, peers: &[IpNet]) -> Option<SpanId> {
+        let is_sent = |_: &SpanId| peers.iter().any(|range| range.contains(&end.remote.ip()));
+        self.client_span_id.filter(is_sent)
+    }
 }
 
 impl Ids {

@@ -20,10 +20,8 @@ pub use report::DropReport;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::record::KindCounts;
 use crate::record::RecordKind;
-
-/// How many records of each kind, by `RecordKind as usize`.
-pub type KindCounts = [u32; RecordKind::ALL.len()];
 
 /// Counts what happens before the outputs part.
 #[derive(Debug, Default)]

@@ -272,7 +272,7 @@ impl Stages {
         if kind == RecordKind::End {
             self.ledger.names.add(!names.remote.is_empty());
         }
-        let parent_span_id = ids.client_span_id.filter(|_| self.sends_spans(&end));
+        let parent_span_id = ids.parent(&end, &self.peer_cidrs);
         let ptr = |addr| self.reverse.as_ref().and_then(|r| r.get(addr, end.start_ns));
         let (local_ptr, remote_ptr) = (ptr(end.local.addr), ptr(end.remote.addr));
         let community_id = self.community_id.map(|id| id.of(end.local, end.remote));
@@ -339,12 +339,6 @@ impl Stages {
     /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.
     fn is_own_process(&self, end: &ConnectionEnd, process: Option<&Process>) -> bool {
         end.listener.is_none() && process.is_some_and(|p| self.processes.is_own(p))
-    }
-
-    /// Whether the peer is where another flowend runs.
-    fn sends_spans(&self, end: &ConnectionEnd) -> bool {
-        let peer = end.remote.ip();
-        self.peer_cidrs.iter().any(|range| range.contains(&peer))
     }
 }
 

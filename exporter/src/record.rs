@@ -47,7 +47,7 @@ impl RecordKind {
 }
 
 /// How many records of each kind something holds, by `RecordKind as usize`.
-pub type KindCounts = [u32; 3];
+pub type KindCounts = [u32; RecordKind::ALL.len()];
 
 /// The kinds of records that are made. Ends always are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -76,7 +76,8 @@ fn bounded(text: &str) -> Option<Arc<str>> {
     (1..=MAX_TEXT).contains(&text.len()).then(|| Arc::from(text))
 }
 
-fn escape(label: &[u8], text: &mut String) {
+/// Adds a label, with whatever could hurt in decimal. Letters stay as they are.
+pub(crate) fn escape(label: &[u8], text: &mut String) {
     for chunk in label.utf8_chunks() {
         for c in chunk.valid().chars() {
             if stays(c) {

@@ -4,11 +4,9 @@
 //! lower case, without the last dot, IDNA as it was sent, at most 255 bytes (RFC 1035, section 2.3.4),
 //! and what could be taken for something else as `\DDD`, byte by byte (RFC 4343, section 2.1).
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-/// The longest name in text, bytes.
-const MAX_NAME: usize = 255;
+use crate::dns::name::{MAX_TEXT, escape};
 
 /// A name of these labels; `None` when there are none, or when it is too long.
 pub(super) fn escaped<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Option<Arc<str>> {
@@ -17,8 +15,8 @@ pub(super) fn escaped<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Option<
         if !text.is_empty() {
             text.push('.');
         }
-        escape(label, &mut text);
-        if text.len() > MAX_NAME {
+        escape(&label.to_ascii_lowercase(), &mut text);
+        if text.len() > MAX_TEXT {
             return None;
         }
     }
@@ -29,32 +27,6 @@ pub(super) fn escaped<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Option<
 pub(super) fn escaped_text(name: &[u8]) -> Option<Arc<str>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
     escaped(name.split(|byte| *byte == b'.'))
-}
-
-fn escape(label: &[u8], text: &mut String) {
-    for chunk in label.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if is_plain(c) {
-                text.push(c.to_ascii_lowercase());
-            } else {
-                c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escape_byte(byte, text));
-            }
-        }
-        chunk.invalid().iter().for_each(|byte| escape_byte(*byte, text));
-    }
-}
-
-fn escape_byte(byte: u8, text: &mut String) {
-    let _ = write!(text, "\\{byte:03}");
-}
-
-/// Letters and digits of any script, and signs of ASCII that quote nothing and end nothing.
-fn is_plain(c: char) -> bool {
-    match c {
-        '"' | '\'' | '`' | '\\' | '.' => false,
-        _ if c.is_ascii() => c.is_ascii_graphic(),
-        _ => c.is_alphanumeric(),
-    }
 }
 
 #[cfg(test)]

@@ -71,13 +71,11 @@ impl Recorder {
                 return None;
             }
         };
-        let peer = end.remote.ip();
-        let sends_spans = self.peer_cidrs.iter().any(|range| range.contains(&peer));
         Some(Arc::new(Record {
             kind: RecordKind::End,
             community_id: self.community_id.map(|id| id.of(end.local, end.remote)),
             ids,
-            parent_span_id: ids.client_span_id.filter(|_| sends_spans),
+            parent_span_id: ids.parent(&end, &self.peer_cidrs),
             workload: Arc::clone(&self.workload),
             process: None,
             local_names,
