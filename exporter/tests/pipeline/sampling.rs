@@ -1,0 +1,57 @@
+//! With sampling at 1 % the counts are still those of all connections.
+
+use super::programs::Built;
+use super::stack::Stack;
+use super::stores::eventually;
+
+const TEST: &str = "sampled_at_one_percent_the_counts_are_still_true";
+
+const ORDERS: usize = 250;
+const RESETS: usize = 5;
+const ENDS: usize = 4 * ORDERS + 2 * RESETS;
+
+#[test]
+fn sampled_at_one_percent_the_counts_are_still_true() {
+    let Some(built) = Built::find(TEST) else { return };
+    let mut stack = Stack::start(built, "flowend-pipeline-sampling.slice");
+    let flowend = stack.flowend(&["sampling.ratio=0.01"]);
+    (0..ORDERS).for_each(|_| stack.shop.order());
+    (0..RESETS).for_each(|_| stack.shop.reset());
+    let stores = stack.stores();
+    stack.network.reach(|| {
+        for (query, n) in [
+            ("flowend_connections_ended_total".to_owned(), ENDS),
+            (r#"flowend_connections_ended_total{reason="reset"}"#.to_owned(), 2 * RESETS),
+            (r#"flowend_connections_ended_total{service="database"}"#.to_owned(), ORDERS),
+        ] {
+            let count = eventually(&query, || {
+                let count = stores.total(&query)?;
+                if count >= n as f64 { Ok(count) } else { Err(format!("{count} of {n}")) }
+            });
+            assert_eq!(count, n as f64, "{query}");
+        }
+    });
+    let (status, messages) = flowend.stop();
+    assert_eq!(status, Some(0), "{messages}");
+    let reported = exported(&messages);
+    // Errors are kept whatever the ratio says; of the rest every hundredth connection, give or take.
+    assert!((2 * RESETS..2 * RESETS + ENDS / 10).contains(&reported), "{messages}");
+    stack.network.reach(|| {
+        eventually("Loki's lines", || {
+            let lines = stores.loki(r#"{service_name=~".+"}"#)?;
+            if lines.len() == reported {
+                Ok(())
+            } else {
+                Err(format!("{} of {reported} lines", lines.len()))
+            }
+        });
+    });
+}
+
+/// How many log records were sent.
+fn exported(messages: &str) -> usize {
+    let start = format!("otlp.logs: seen {ENDS} = exported ");
+    let (_, rest) =
+        messages.split_once(&start).unwrap_or_else(|| panic!("no \"{start}\": {messages}"));
+    rest.split(' ').next().and_then(|n| n.parse().ok()).expect("a count")
+}
