@@ -24,7 +24,7 @@ fn get_here(url: &str) -> (u16, String) {
     let answer = runtime.block_on(async { tokio::time::timeout(DEADLINE, ask(url)).await });
     match answer {
         Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => (0, format!("{url}: {error}")),
+        Ok(Err(error)) => (0, format!("{url}: {error:#}")),
         Err(_) => (0, format!("{url}: no answer within {DEADLINE:?}")),
     }
 }
