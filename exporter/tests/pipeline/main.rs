@@ -7,8 +7,11 @@
 
 mod files;
 mod http;
+mod kubernetes_api;
+mod kubernetes_names;
 mod network;
 mod outage;
+mod panels;
 mod programs;
 mod sampling;
 mod seen;

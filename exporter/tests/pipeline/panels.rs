@@ -22,7 +22,7 @@ const MAY_BE_EMPTY: [(&str, &str); 1] =
     [("Retransmits", "the test's links lose nothing, so nothing is sent again")];
 
 /// The URLs under which the stores answer, like `http://10.0.0.5:9090`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stores {
     pub(crate) prometheus: String,
     pub(crate) loki: String,
@@ -65,6 +65,18 @@ pub(crate) fn check(stores: &Stores) -> Result<Vec<Found>, String> {
         }
     }
     if wrong.is_empty() { Ok(all) } else { Err(wrong.join("\n")) }
+}
+
+/// The sum of what a panel of counts shows: of all rows of a table, of a single number.
+pub(crate) fn shown(stores: &Stores, panel: &str) -> Result<f64, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let dashboard = dashboard();
+    let mut asked = questions(&dashboard).into_iter().filter(|question| question.panel == panel);
+    let question = asked.next().unwrap_or_else(|| panic!("no panel {panel:?}"));
+    assert_eq!(question.of, Of::PrometheusInstant, "{panel:?} shows no count of now");
+    let answer = question.answer(stores, now)?;
+    let value = |series: &Value| text(&series["value"][1]).parse::<f64>().expect("a number");
+    Ok(list(&answer["data"]["result"]).iter().map(value).sum())
 }
 
 fn dashboard() -> Value {
@@ -176,6 +188,10 @@ fn substitute(query: &str, variables: &[Value]) -> String {
 impl Question {
     /// How many series, lines or traces there are with a value.
     fn ask(&self, stores: &Stores, now: u64) -> Result<usize, String> {
+        Ok(self.of.count(&self.answer(stores, now)?))
+    }
+
+    fn answer(&self, stores: &Stores, now: u64) -> Result<Value, String> {
         let from = now - RANGE;
         let query = encoded(&self.query);
         let Stores { prometheus, loki, tempo, jaeger } = stores;
@@ -205,8 +221,7 @@ impl Question {
         if status != 200 {
             return Err(format!("status {status}: {body}"));
         }
-        let answer: Value = serde_json::from_str(&body).map_err(|e| format!("{e}: {body}"))?;
-        Ok(self.of.count(&answer))
+        serde_json::from_str(&body).map_err(|e| format!("{e}: {body}"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! With sampling at 1 % the counts are still those of all connections.
 
+use super::panels;
 use super::programs::Built;
 use super::stack::Stack;
 use super::stores::eventually;
@@ -19,17 +20,15 @@ fn sampled_at_one_percent_the_counts_are_still_true() {
     (0..RESETS).for_each(|_| stack.shop.reset());
     let stores = stack.stores();
     stack.network.reach(|| {
-        for (query, n) in [
-            ("flowend_connections_ended_total".to_owned(), ENDS),
-            (r#"flowend_connections_ended_total{reason="reset"}"#.to_owned(), 2 * RESETS),
-            (r#"flowend_connections_ended_total{service="database"}"#.to_owned(), ORDERS),
-        ] {
-            let count = eventually(&query, || {
-                let count = stores.total(&query)?;
-                if count >= n as f64 { Ok(count) } else { Err(format!("{count} of {n}")) }
+        for panel in ["Connections ended", "Workloads and reasons"] {
+            let shown = eventually(panel, || {
+                let shown = panels::shown(&stores, panel)?;
+                if shown >= ENDS as f64 { Ok(shown) } else { Err(format!("{shown} of {ENDS}")) }
             });
-            assert_eq!(count, n as f64, "{query}");
+            assert_eq!(shown, ENDS as f64, "{panel}");
         }
+        let share = panels::shown(&stores, "Ended with an error").unwrap();
+        assert!((share - 2.0 * RESETS as f64 / ENDS as f64).abs() < 1e-9, "{share}");
     });
     let (status, messages) = flowend.stop();
     assert_eq!(status, Some(0), "{messages}");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::panels;
 use super::programs::Built;
 use super::shop::API;
 use super::stack::Stack;
@@ -41,6 +42,7 @@ fn each_store_shows_what_the_services_did() {
         loki_finds_by_label_and_metadata(&stores);
         prometheus_has_the_graph(&stores);
         prometheus_has_the_counts(&stores);
+        each_panel_has_data(&stores);
     });
     let (status, messages) = flowend.stop();
     assert_eq!(status, Some(0), "{messages}");
@@ -187,6 +189,15 @@ fn prometheus_has_the_graph(stores: &Stores) {
     let failed =
         r#"collector_service_graph_request_failed_total{client="frontend",server="orders"}"#;
     assert_eq!(stores.total(failed).unwrap(), RESETS as f64);
+}
+
+/// The dashboard, as Grafana would fill it.
+fn each_panel_has_data(stores: &Stores) {
+    for found in eventually("the dashboard", || panels::check(stores)) {
+        println!("{found}");
+    }
+    let shown = eventually("the panel of counts", || panels::shown(stores, "Connections ended"));
+    assert_eq!(shown, ENDS as f64);
 }
 
 /// What flowend counted itself, and what the Collector made of the spans.

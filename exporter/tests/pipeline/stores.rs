@@ -9,16 +9,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::http::get;
+pub(crate) use super::panels::Stores;
 use super::programs::LONG;
-
-/// Their base URLs, like "http://10.77.0.5:9090".
-#[derive(Clone, Debug)]
-pub(crate) struct Stores {
-    pub(crate) prometheus: String,
-    pub(crate) loki: String,
-    pub(crate) tempo: String,
-    pub(crate) jaeger: String,
-}
 
 /// A line of Loki: its labels and structured metadata, and the text.
 #[derive(Clone, Debug)]
