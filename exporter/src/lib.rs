@@ -12,6 +12,8 @@ pub mod config;
 pub mod demo;
 pub mod diag;
 pub mod dns;
+#[cfg(test)]
+mod docs;
 pub mod encode;
 pub mod enrich;
 mod errors;

@@ -10,7 +10,7 @@ use super::layers::{Layer, Schema, is_in_free_table, nest};
 const PREFIX: &str = "FLOWEND_";
 
 /// The settings of the specification's exporter variables, with their keys.
-const STANDARD: [(&str, &str); 9] = [
+pub(super) const STANDARD: [(&str, &str); 9] = [
     ("ENDPOINT", "endpoint"),
     ("PROTOCOL", "protocol"),
     ("COMPRESSION", "compression"),
@@ -23,7 +23,7 @@ const STANDARD: [(&str, &str); 9] = [
 ];
 
 /// The tables that they set, by what stands in their names.
-const SIGNALS: [(&str, &str); 4] = [
+pub(super) const SIGNALS: [(&str, &str); 4] = [
     ("", "otlp"),
     ("LOGS_", "otlp.logs"),
     ("TRACES_", "otlp.traces"),

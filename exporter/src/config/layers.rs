@@ -14,7 +14,7 @@ use super::settings::{Output, Settings};
 use super::{ConfigError, DEFAULT, env, sampling};
 
 /// Keys whose values are tables of the user's own keys.
-const FREE_TABLES: [&str; 8] = [
+pub(super) const FREE_TABLES: [&str; 8] = [
     "attributes.add",
     "attributes.rename",
     "dns.resolver_cgroups",
@@ -292,7 +292,7 @@ pub(super) fn nest(key: &str, value: Value) -> Dict {
 }
 
 /// The leaves of a table by dotted key. Empty free tables are no leaves.
-fn flatten(prefix: &str, dict: &Dict, leaves: &mut Vec<(String, Value)>) {
+pub(super) fn flatten(prefix: &str, dict: &Dict, leaves: &mut Vec<(String, Value)>) {
     for (name, value) in dict {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
@@ -310,7 +310,7 @@ pub(super) struct Schema {
 }
 
 impl Schema {
-    fn of(default: &Dict) -> Result<Self, ConfigError> {
+    pub(super) fn of(default: &Dict) -> Result<Self, ConfigError> {
         let mut leaves = Vec::new();
         flatten("", default, &mut leaves);
         let entries = TABLE_LISTS.into_iter().map(|(key, text)| Ok((key, parse_toml(key, text)?)));
@@ -318,6 +318,12 @@ impl Schema {
             leaves: leaves.into_iter().collect(),
             entries: entries.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Every key but those of free tables.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.leaves.keys().map(String::as_str)
     }
 
     /// The default of a key.

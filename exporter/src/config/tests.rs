@@ -1,5 +1,6 @@
 //! Layers, errors and what is printed of them.
 
+mod reference;
 mod sampling;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,8 @@
 
 mod connections;
 mod counts;
+#[cfg(test)]
+mod documented;
 mod health;
 mod names;
 mod otlp;
