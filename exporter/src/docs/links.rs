@@ -113,6 +113,23 @@ fn every_link_between_pages_leads_somewhere() {
 }
 
 #[test]
+fn the_list_of_pages_has_each_page() {
+    let docs = repository().join("docs");
+    let list = Page::of(&super::page("README.md")).links;
+    let mut pages = Vec::new();
+    find(&docs, &mut pages);
+    let mut names: Vec<_> = pages
+        .iter()
+        .map(|page| page.strip_prefix(&docs).unwrap().display().to_string())
+        .filter(|name| name != "README.md")
+        .collect();
+    let mut listed = list.clone();
+    names.sort();
+    listed.sort();
+    assert_eq!(listed, names, "docs/README.md (left), the pages (right)");
+}
+
+#[test]
 fn wrong_links_are_seen() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().canonicalize().unwrap();

@@ -1,6 +1,7 @@
 //! The pages of docs/, compared with the code that they describe.
 
 mod attributes;
+mod causes;
 mod links;
 
 use std::path::PathBuf;

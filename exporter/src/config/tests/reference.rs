@@ -183,14 +183,17 @@ fn words(text: &str, is_name: &dyn Fn(&str) -> bool, out: &mut String) {
     for part in text.split_inclusive(' ') {
         let bare = part.trim_end_matches(' ');
         let core = bare.trim_start_matches('(').trim_end_matches(is_end);
-        let table = core.strip_prefix('[').and_then(|c| c.strip_suffix(']'));
-        if !core.is_empty() && is_name(table.unwrap_or(core)) {
+        if !core.is_empty() && is_name(core) {
             let at = part.find(core).expect("a part of it");
             let _ = write!(out, "{}`{core}`{}", &part[..at], &part[at + core.len()..]);
         } else {
             out.push_str(&part.replace('*', "\\*").replace('<', "\\<"));
         }
     }
+}
+
+fn is_variable(word: &str) -> bool {
+    ["OTEL_", "FLOWEND_"].iter().any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
 }
 
 /// All that follows the marker.
@@ -204,12 +207,11 @@ fn reference() -> String {
         .cloned()
         .collect();
     let is_name = |word: &str| {
-        (word.contains('.') && keys.contains(word))
-            || sections.iter().any(|section| {
-                !word.is_empty() && section.name == word && word.contains(|c| c == '.')
-            })
-            || word.strip_prefix("OTEL_").or(word.strip_prefix("FLOWEND_")).is_some()
-            || FREE_TABLES.contains(&word)
+        let table = word.strip_prefix('[').and_then(|word| word.strip_suffix(']'));
+        let is_table = |name: &str| sections.iter().any(|section| section.name == name);
+        // One word alone may be a word of the sentence.
+        let is_key = word.contains('.') && (keys.contains(word) || is_table(word));
+        table.is_some_and(is_table) || is_key || is_variable(word)
     };
     let mut text = String::new();
     for section in &sections {
@@ -218,7 +220,7 @@ fn reference() -> String {
         } else {
             format!("`[{}]`", section.name)
         };
-        let _ = write!(text, "\n## {title}\n\n");
+        let _ = write!(text, "## {title}\n\n");
         if !section.comment.is_empty() {
             let _ = write!(text, "{}\n\n", markdown(&section.comment, &is_name));
         }
@@ -229,7 +231,7 @@ fn reference() -> String {
             let _ = write!(text, "{}: {words}\n\n", names.join(", "));
         }
     }
-    text.trim_end().to_owned() + "\n"
+    format!("\n{}\n", text.trim_end())
 }
 
 fn schema() -> Schema {
@@ -313,7 +315,7 @@ fn sections_and_prose_are_read_as_a_reader_would() {
         },
     ];
     assert_eq!(sections(text), want);
-    let is_name = |word: &str| word == "a.b";
+    let is_name = |word: &str| ["a.b", "[a.b]"].contains(&word);
     for (from, to) in [
         ("Any of \"*\", \"x\".", "Any of `\"*\"`, `\"x\"`."),
         ("As a.b, (a.b) and [a.b]: `as it is`.", "As `a.b`, (`a.b`) and `[a.b]`: `as it is`."),
