@@ -1,16 +1,18 @@
 //! As much of a Kubernetes API server as the Collector's k8s_attributes processor asks for, with the pods that a test
 //! wants. Reached through a kubeconfig (`auth_type: kubeConfig`), over plain HTTP on loopback.
 //!
-//! | request (GET) | answer |
+//! | GET | answer |
 //! |---|---|
-//! | `/api/v1/{pods,namespaces,nodes}`, `/apis/apps/v1/{replicasets,deployments,statefulsets,daemonsets}`, also below `/namespaces/NAME` | the list |
-//! | the same with `watch=true` | what was added after `resourceVersion`, and what is added from then on, until the client goes |
-//! | the same with `watch=true&sendInitialEvents=true` | all there is, the bookmark that says that this was all, and what is added from then on |
-//! | any other | 404, and [`Api::not_answered`] has it |
+//! | `/api/v1/RESOURCE`: pods, namespaces, nodes | the list |
+//! | `/apis/apps/v1/RESOURCE`: replicasets, deployments, statefulsets, daemonsets | the list |
+//! | either, with `/namespaces/NAME` before the resource | the list of that namespace |
+//! | with `watch=true` | what is added after `resourceVersion`, until the client goes |
+//! | with `watch=true&sendInitialEvents=true` | all there is, a bookmark that says that this was all, what is added |
+//! | anything else | 404, and [`Api::not_answered`] has it |
 //!
-//! Answers are JSON, which client-go takes though it prefers protobuf. Whoever asks `as=PartialObjectMetadata` gets the metadata
-//! alone, as the processor does for all but pods. Of field selectors `metadata.name` and `spec.nodeName` are heeded.
-//! Nothing is ever changed or deleted, and no watch times out: a test does not live that long.
+//! Answers are JSON, which client-go takes though it prefers protobuf. Whoever asks `as=PartialObjectMetadata` gets
+//! the metadata alone, as the processor does for all but pods. Of field selectors `metadata.name` and `spec.nodeName`
+//! are heeded. Nothing is ever changed or deleted, and no watch times out: a test does not live that long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -218,8 +220,8 @@ impl Cluster {
 
     /// Adds the object, if it is not there yet, and says who its dependents name as owner.
     fn add(&mut self, resource: Resource, mut object: Value) -> Value {
-        let metadata = &object["metadata"];
-        let (name, namespace) = (metadata["name"].clone(), metadata["namespace"].clone());
+        let (name, namespace) =
+            (object["metadata"]["name"].clone(), object["metadata"]["namespace"].clone());
         let known = self.objects.iter().find(|(other, object)| {
             *other == resource
                 && object["metadata"]["name"] == name
