@@ -88,7 +88,7 @@ build_into() {
     # What interrupted builds left here. Nobody else builds: we hold the lock.
     rm -rf -- "$1"/build.*
     work=$(mktemp -d "$1/build.XXXXXX")
-    trap 'chmod -R u+w "$work" && rm -rf -- "$work"' EXIT
+    trap 'rm -rf -- "$work"' EXIT
     mkdir "$work/tmp"
 
     # What builders leave in TMPDIR goes with the rest.
