@@ -152,7 +152,7 @@ fn loki_finds_by_label_and_metadata(stores: &Stores) {
     let lines = stores.loki(&query).unwrap();
     assert_eq!(lines.len(), PAYMENTS, "{lines:?}");
     for line in &lines {
-        assert!(line.text.contains(API), "{}", line.text);
+        assert!(line.text.contains(":443 ended: fin, by local, after "), "{}", line.text);
         assert_eq!(
             line.labels["flowend_destination_domains"],
             format!(r#"["{API}"]"#),
