@@ -15,6 +15,7 @@ pub mod dns;
 pub mod encode;
 pub mod enrich;
 mod errors;
+pub mod exclude;
 pub mod export;
 pub mod flow;
 #[cfg(any(test, fuzzing))]
