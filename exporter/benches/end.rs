@@ -15,6 +15,7 @@ use flowend::dns::{Dns, DnsSettings, Scopes};
 use flowend::encode::wire::{self, RecordEncoder};
 use flowend::encode::{self, LogEncoder, Mapping};
 use flowend::enrich::{Processes, WorkloadSettings, Workloads};
+use flowend::exclude::Excluded;
 use flowend::export::{Limits, OwnSockets, Queue, Signal, Sink, Sinks};
 use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
 use flowend::ids::Ids;
@@ -135,6 +136,7 @@ fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
             reverse: None,
             opened: OpenedNames::new(1 << 18),
             own: OwnSockets::default(),
+            excluded: Excluded::new(Vec::new()),
             ids: Ids::new("bench", 1),
             community_id: None,
             peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],

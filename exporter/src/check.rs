@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 use crate::cgroup;
 use crate::config::{Destination, Layered};
 use crate::diag;
-use crate::enrich::is_in_initial_pid_namespace;
+use crate::enrich::{FEW_HOSTS, NO_EXECUTABLES, is_in_initial_pid_namespace};
 use crate::probe::{LoadOptions, PROGRAMS, Probe, Role};
-use crate::targets::resolve;
+use crate::targets::{Pattern, resolve};
 
 /// How one point came out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,9 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     }
     older_connections(&mut say);
     process_names(settings.process, &mut say);
+    if settings.names.hosts && !is_in_initial_pid_namespace() {
+        say(Verdict::Less, "hosts files", FEW_HOSTS);
+    }
     anyhow::ensure!(bad == 0, "{bad} point(s) above are bad: `flowend run` would not work here");
     Ok(())
 }
@@ -144,12 +148,19 @@ fn programs(options: LoadOptions, say: &mut impl FnMut(Verdict, &str, &str)) {
 }
 
 fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict, &str, &str)) {
-    let mount = match cgroup::find_mount() {
+    let mount = match cgroup::mount(layered.settings.cgroup_mount.as_deref()) {
         Ok(mount) => mount,
         Err(error) => return say(Verdict::Bad, "cgroup v2", &error.to_string()),
     };
-    say(Verdict::Good, "cgroup v2", &format!("mounted at {}", mount.display()));
-    let resolution = resolve(&mount, &layered.settings.targets);
+    let verdict = if mount.is_whole { Verdict::Good } else { Verdict::Less };
+    say(verdict, "cgroup v2", &mount.to_string());
+    let mount = mount.point;
+    let watched = &layered.settings.watched;
+    let (resolution, excluded) = watched.resolve(&mount);
+    exclude(&mount, &watched.exclude, say);
+    for name in excluded {
+        say(Verdict::Less, "target", &format!("{name}: `exclude` covers all of it"));
+    }
     for pattern in &resolution.unmatched {
         say(
             Verdict::Less,
@@ -166,6 +177,18 @@ fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict
             }
             Err(error) => say(Verdict::Bad, "target", &error.to_string()),
         }
+    }
+}
+
+/// What is left out now.
+fn exclude(mount: &Path, patterns: &[Pattern], say: &mut impl FnMut(Verdict, &str, &str)) {
+    let resolution = resolve(mount, patterns);
+    for folder in resolution.attach.values() {
+        let name = cgroup::relative(mount, folder);
+        say(Verdict::Good, "exclude", &format!("{name}: its connections are not reported"));
+    }
+    for pattern in resolution.unmatched {
+        say(Verdict::Good, "exclude", &format!("{pattern}: no such cgroup now"));
     }
 }
 
@@ -191,11 +214,7 @@ fn process_names(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
         return say(Verdict::Less, "process names", "switched off (process.enabled)");
     }
     if !is_in_initial_pid_namespace() {
-        return say(
-            Verdict::Less,
-            "process names",
-            "flowend runs in a pid namespace of its own, so process.executable.name is absent; in Kubernetes set hostPID: true",
-        );
+        return say(Verdict::Less, "process names", NO_EXECUTABLES);
     }
     if effective() >> CAP_SYS_PTRACE & 1 == 0 {
         return say(

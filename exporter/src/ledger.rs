@@ -66,6 +66,8 @@ pub struct KindLedger {
     pub seen: Count,
     /// Those of flowend's own connections.
     pub filtered_self: Count,
+    /// Those of excluded cgroups.
+    pub filtered_excluded: Count,
     /// Those that a rule of the configuration dropped.
     pub filtered_rule: Count,
     /// Those that sampling left out.
@@ -79,6 +81,8 @@ pub struct Common {
     pub seen: u64,
     /// Of flowend's own connections.
     pub filtered_self: u64,
+    /// Of excluded cgroups.
+    pub filtered_excluded: u64,
     /// Dropped by a rule.
     pub filtered_rule: u64,
     /// Left out by sampling.
@@ -91,6 +95,7 @@ impl Common {
         Self {
             seen: self.seen - earlier.seen,
             filtered_self: self.filtered_self - earlier.filtered_self,
+            filtered_excluded: self.filtered_excluded - earlier.filtered_excluded,
             filtered_rule: self.filtered_rule - earlier.filtered_rule,
             sampled_out: self.sampled_out - earlier.sampled_out,
         }
@@ -101,6 +106,7 @@ impl Common {
         Self {
             seen: self.seen + other.seen,
             filtered_self: self.filtered_self + other.filtered_self,
+            filtered_excluded: self.filtered_excluded + other.filtered_excluded,
             filtered_rule: self.filtered_rule + other.filtered_rule,
             sampled_out: self.sampled_out + other.sampled_out,
         }
@@ -118,6 +124,7 @@ impl Ledger {
         self.kinds.each_ref().map(|kind| Common {
             seen: kind.seen.get(),
             filtered_self: kind.filtered_self.get(),
+            filtered_excluded: kind.filtered_excluded.get(),
             filtered_rule: kind.filtered_rule.get(),
             sampled_out: kind.sampled_out.get(),
         })

@@ -17,6 +17,7 @@ mod docs;
 pub mod encode;
 pub mod enrich;
 mod errors;
+pub mod exclude;
 pub mod export;
 pub mod flow;
 #[cfg(any(test, fuzzing))]

@@ -248,8 +248,7 @@ fn look(
             paths.learn(id, || path.to_owned());
         });
     }
-    let below = attached.iter().map(|folder| cgroup::relative(mount, folder)).collect();
-    let processes = ProcessFilter::Below(below);
+    let processes = processes_of(mount, attached);
     let options = SnapshotOptions {
         max_sockets: MAX_SOCKETS,
         time_waits: memory.older.keys().copied().collect(),
@@ -284,6 +283,21 @@ fn look(
     };
     let owners = if owners { owners_of(&snapshot, &cgroups, &processes) } else { Vec::new() };
     Ok((Look { census, owners }, snapshot))
+}
+
+/// The processes in these folders and below them.
+fn processes_of(mount: &Path, attached: &[PathBuf]) -> ProcessFilter {
+    // No need to ask each cgroup of the machine.
+    if attached.iter().any(|folder| folder == mount) {
+        return ProcessFilter::All;
+    }
+    let mut pids = HashSet::new();
+    for folder in attached {
+        cgroup::walk(folder, folder, &mut |_, path| {
+            cgroup::processes_in(&folder.join(path.trim_start_matches('/')), &mut pids);
+        });
+    }
+    ProcessFilter::Among(pids)
 }
 
 fn is_in(cgroups: &HashSet<u64>, socket: &Socket) -> bool {

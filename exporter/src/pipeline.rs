@@ -13,6 +13,7 @@ use crate::community_id::CommunityId;
 use crate::config::Settings;
 use crate::dns::{Dns, Scopes};
 use crate::enrich::{Hosts, Process, Processes, Reverse, WorkloadSettings, Workloads};
+use crate::exclude::Excluded;
 use crate::export::{OwnSockets, Sinks};
 use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, Opened};
 use crate::ids::Ids;
@@ -51,6 +52,8 @@ pub struct Stages {
     pub opened: OpenedNames,
     /// flowend's own sockets.
     pub own: OwnSockets,
+    /// Cgroups of which nothing is reported.
+    pub excluded: Excluded,
     /// Derives ids.
     pub ids: Ids,
     /// Makes Community IDs, where they are asked for.
@@ -151,6 +154,7 @@ impl Pipeline {
     /// is known of open connections stays, and so do their ids.
     pub fn apply(&mut self, settings: &Settings, workloads: WorkloadSettings, sinks: Sinks) {
         self.stages.sinks = sinks;
+        self.stages.excluded = Excluded::new(settings.watched.exclude.clone());
         self.stages.sampler = Sampler::new(settings.sampling.clone());
         self.stages.community_id = settings.community_id;
         self.stages.peer_cidrs.clone_from(&settings.peer_cidrs);
@@ -217,7 +221,10 @@ impl Stages {
         if self.own.contains(opened.cookie) {
             return;
         }
-        if let Some(reverse) = &self.reverse {
+        // Nobody will read the names of an excluded one's addresses. What its lookups say is in the cache anyway.
+        if !self.is_excluded(opened.cgroup_id)
+            && let Some(reverse) = &self.reverse
+        {
             reverse.want(opened.local.addr, opened.start_ns);
             reverse.want(opened.remote.addr, opened.start_ns);
         }
@@ -243,6 +250,9 @@ impl Stages {
         if is_own_socket || self.is_own_process(&end, process.as_ref()) {
             self.ledger.of(kind).filtered_self.add(1);
             return;
+        }
+        if self.is_excluded(end.cgroup_id) {
+            return self.ledger.of(kind).filtered_excluded.add(1);
         }
         let workload = self.workloads.of(end.cgroup_id, process.as_ref());
         if kind == RecordKind::End {
@@ -334,6 +344,11 @@ impl Stages {
                 }
             }
         }
+    }
+
+    fn is_excluded(&mut self, cgroup_id: Option<u64>) -> bool {
+        let Self { excluded, workloads, .. } = self;
+        excluded.covers(cgroup_id, |id| workloads.path_of(id))
     }
 
     /// A connection that flowend's process opened by other means than its exporters: a lookup by TCP.

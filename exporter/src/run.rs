@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::{ScopeKind, Settings};
 use crate::dns::Scopes;
 use crate::enrich::{self, Processes, WorkloadSettings, Workloads};
+use crate::exclude::Excluded;
 use crate::export::{Outputs, OwnSockets};
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
@@ -31,7 +32,7 @@ use crate::probe::{LoadOptions, Probe, TargetWatch};
 use crate::reload::{Reload, Reloads};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
-use crate::targets::Pattern;
+use crate::targets::Watched;
 use crate::telemetry::ConnectionCounts;
 use control::{Ask, Control, Moment};
 
@@ -81,7 +82,8 @@ impl Sidecar {
     /// # Errors
     /// The first thing that is missing, with the remedy; then nothing stays attached.
     pub fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let mount = cgroup::find_mount()?;
+        let mount = find_mount(settings)?;
+        say_unknowns(settings);
         let mut probe = Probe::load(LoadOptions::of(settings))?;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
@@ -117,6 +119,7 @@ impl Sidecar {
                 reverse: names::start_reverse(settings),
                 opened: OpenedNames::new(settings.max_flows),
                 own,
+                excluded: Excluded::new(settings.watched.exclude.clone()),
                 ids: Ids::new(&settings.ids_key, random_seed()),
                 community_id: settings.community_id,
                 peer_cidrs: settings.peer_cidrs.clone(),
@@ -139,7 +142,7 @@ impl Sidecar {
         let watch = TargetWatch::start(
             probe,
             mount,
-            settings.targets.clone(),
+            settings.watched.clone(),
             settings.names.resolver_patterns(),
             paths.clone(),
         )?;
@@ -181,7 +184,7 @@ impl Sidecar {
             names::AttachedTargets::new(self.looks.mount.clone(), self.watch.folders());
         let mut looker = Looker::start(self.looks, self.paths, self.watch.folders());
         let mut look = None;
-        let wanted_targets = self.watch.targets();
+        let to_watch = self.watch.to_watch();
         let watching = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
@@ -200,7 +203,7 @@ impl Sidecar {
                     Ask::Reload(Reload { settings, done }) => {
                         let taken_over = take_over(&settings, &mut self.outputs, &mut self.pipeline);
                         if taken_over.is_ok() {
-                            want_targets(&wanted_targets, settings.targets.clone());
+                            want(&to_watch, settings.watched.clone());
                             self.control.apply(&settings);
                             self.shutdown_timeout = settings.shutdown_timeout;
                         }
@@ -283,15 +286,37 @@ fn take_over(
     Ok(())
 }
 
-/// Has other targets attached to. The same ones are no news.
-fn want_targets(wanted: &watch::Sender<Vec<Pattern>>, targets: Vec<Pattern>) {
-    wanted.send_if_modified(|before| {
-        let texts =
-            |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let changed = texts(before) != texts(&targets);
-        *before = targets;
+/// Has something else watched. The same is no news.
+fn want(to_watch: &watch::Sender<Watched>, watched: Watched) {
+    to_watch.send_if_modified(|before| {
+        let changed = *before != watched;
+        *before = watched;
         changed
     });
+}
+
+/// The folder of the cgroup2 mount, once it is said which one it is.
+fn find_mount(settings: &Settings) -> anyhow::Result<PathBuf> {
+    let mount = cgroup::mount(settings.cgroup_mount.as_deref())?;
+    if mount.is_whole {
+        info!("cgroup v2: {mount}");
+    } else {
+        warn!("cgroup v2: {mount}");
+    }
+    Ok(mount.point)
+}
+
+/// Says what cannot be known of processes that flowend does not see.
+fn say_unknowns(settings: &Settings) {
+    if enrich::is_in_initial_pid_namespace() {
+        return;
+    }
+    if settings.process {
+        info!("{}", enrich::NO_EXECUTABLES);
+    }
+    if settings.names.hosts {
+        info!("{}", enrich::FEW_HOSTS);
+    }
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -11,12 +11,57 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::cgroup;
 
+/// Which cgroups are watched, as the configuration says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Each with everything below it.
+    pub targets: Vec<Pattern>,
+    /// Cgroups, each with everything below it, that no record is made of though a target covers them.
+    pub exclude: Vec<Pattern>,
+}
+
+impl Watched {
+    /// Whether no record is made of the cgroup at `path`, relative to the mount.
+    pub fn excludes(&self, path: &str) -> bool {
+        self.exclude.iter().any(|pattern| pattern.covers(path))
+    }
+
+    /// Resolves the targets below the cgroup2 mount, without those that are excluded as a whole: these come
+    /// apart, as paths relative to the mount.
+    pub fn resolve(&self, mount: &Path) -> (Resolution, Vec<String>) {
+        let mut resolution = resolve(mount, &self.targets);
+        let mut excluded = Vec::new();
+        if !self.exclude.is_empty() {
+            resolution.attach.retain(|_, folder| {
+                let path = cgroup::relative(mount, folder);
+                let is_excluded = self.excludes(&path);
+                if is_excluded {
+                    excluded.push(path);
+                }
+                !is_excluded
+            });
+        }
+        (resolution, excluded)
+    }
+}
+
+/// What a pattern of a pod begins with.
+const POD: &str = "pod:";
+
 /// One entry of `targets`.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
     parts: Vec<Part>,
 }
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Pattern {}
 
 /// A folder name of a pattern.
 #[derive(Clone, Debug)]
@@ -27,6 +72,8 @@ enum Part {
     Glob(GlobMatcher),
     /// `**`: any number of folders; at the end of a pattern, at least one.
     AnyDepth,
+    /// The folder of the Kubernetes pod with this UID.
+    Pod(String),
 }
 
 impl fmt::Display for Pattern {
@@ -42,15 +89,23 @@ impl Pattern {
     /// What is wrong with it, as text for the user.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("\"\" is no cgroup; use \"/\" for the whole machine".into());
+            return Err("\"\" is no cgroup; \"/\" is the whole machine".into());
         }
+        let (uid, rest) = match text.strip_prefix(POD) {
+            Some(pod) => {
+                let (uid, below) = pod.split_once('/').unwrap_or((pod, ""));
+                (Some(parse_uid(text, uid)?), below)
+            }
+            None => (None, text),
+        };
         let is_unit = !text.contains('/')
             && [".service", ".scope", ".slice"].iter().any(|suffix| text.ends_with(suffix));
         let mut parts = Vec::new();
-        if is_unit {
+        if is_unit || uid.is_some() {
             parts.push(Part::AnyDepth);
         }
-        for name in text.split('/').filter(|name| !name.is_empty()) {
+        parts.extend(uid.map(Part::Pod));
+        for name in rest.split('/').filter(|name| !name.is_empty()) {
             parts.push(match name {
                 "." | ".." => return Err(format!("\"{text}\" must not hold \"{name}\"")),
                 "**" => Part::AnyDepth,
@@ -90,6 +145,26 @@ impl Pattern {
         }
         is_whole(&states)
     }
+}
+
+/// The UID in the pattern `text`, as the names of folders have it.
+fn parse_uid(text: &str, uid: &str) -> Result<String, String> {
+    let remedy = "in Kubernetes give the container a variable POD_UID with fieldRef metadata.uid, and write \
+                  \"pod:$(POD_UID)\" in the value of a variable after it";
+    if uid.is_empty() {
+        return Err(format!("\"{text}\" lacks the UID of the pod; {remedy}"));
+    }
+    if uid.contains('$') {
+        return Err(format!("\"{text}\": nobody has put the value of {uid} in; {remedy}"));
+    }
+    let uid = uid.to_ascii_lowercase();
+    if !cgroup::is_pod_uid(&uid) {
+        return Err(format!(
+            "\"{text}\": \"{uid}\" is no UID of a pod, which has 32 hexadecimal digits, like \
+             0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+        ));
+    }
+    Ok(uid)
 }
 
 /// What the patterns mean at the moment.
@@ -220,6 +295,7 @@ fn step(state: State, name: &str, patterns: &[Pattern]) -> Option<State> {
     let goes_on = match parts.get(state.at)? {
         Part::Name(want) => want == name,
         Part::Glob(glob) => glob.is_match(name),
+        Part::Pod(uid) => cgroup::pod_uid(name).is_some_and(|found| found == *uid),
         Part::AnyDepth if state.at + 1 == parts.len() => true,
         Part::AnyDepth => return Some(state),
     };
@@ -315,10 +391,82 @@ mod tests {
         }
     }
 
+    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+    const OTHER: &str = "1f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+    const HASH: &str = "00112233445566778899aabbccddeeff";
+
+    /// The folder of the pod with this UID, in each way that kubelet may name it.
+    fn pod_folders(uid: &str) -> Vec<String> {
+        let escaped = uid.replace('-', "_");
+        vec![
+            format!("kubepods.slice/kubepods-pod{escaped}.slice"),
+            format!(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice"
+            ),
+            format!(
+                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/\
+                 kubelet-kubepods-besteffort-pod{escaped}.slice"
+            ),
+            format!("kubepods/pod{uid}"),
+            format!("my/root/kubepods/burstable/pod{uid}"),
+        ]
+    }
+
+    #[test]
+    fn a_pod_is_found_wherever_its_kubelet_puts_it() {
+        for uid in [UID, HASH] {
+            for (pod, other) in pod_folders(uid).iter().zip(pod_folders(OTHER)) {
+                let root = tree(&[&format!("{pod}/one/two"), &format!("{other}/one"), "plain"]);
+                let upper = uid.to_ascii_uppercase();
+                for (pattern, want) in [
+                    (format!("pod:{uid}"), format!("/{pod}")),
+                    (format!("pod:{upper}"), format!("/{pod}")),
+                    (format!("pod:{uid}/one"), format!("/{pod}/one")),
+                    (format!("pod:{uid}/*/t*"), format!("/{pod}/one/two")),
+                ] {
+                    let (paths, unmatched) = attached(root.path(), &[&pattern]);
+                    assert_eq!((paths, unmatched), (vec![want.clone()], vec![]), "{pattern}");
+                    let pattern = Pattern::parse(&pattern).unwrap();
+                    assert!(pattern.covers(&want) && pattern.covers(&format!("{want}/below")));
+                    for outside in ["/", "/plain", &format!("/{other}"), &format!("/{other}/one")] {
+                        assert!(!pattern.covers(outside), "{pattern} {outside}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_excluded_as_a_whole_is_not_attached_to() {
+        let root = tree(&["a/b/c", "a/d", "e"]);
+        let parse = |texts: &[&str]| texts.iter().map(|t| Pattern::parse(t).unwrap()).collect();
+        for (targets, exclude, attach, excluded) in [
+            (&["a", "e"][..], &[][..], &["/a", "/e"][..], &[][..]),
+            (&["a", "e"], &["e"], &["/a"], &["/e"]),
+            (&["a/*", "e"], &["a"], &["/e"], &["/a/b", "/a/d"]),
+            // What lies inside of a target is left out by whoever reads its events.
+            (&["a"], &["a/b"], &["/a"], &[]),
+            (&["/"], &["a", "e"], &["/"], &[]),
+            (&["a"], &["/"], &[], &["/a"]),
+        ] {
+            let watched = Watched { targets: parse(targets), exclude: parse(exclude) };
+            let (resolution, mut left_out) = watched.resolve(root.path());
+            let folders = resolution.attach.values();
+            let mut paths: Vec<_> = folders.map(|f| cgroup::relative(root.path(), f)).collect();
+            paths.sort();
+            left_out.sort();
+            assert_eq!(paths, attach, "{targets:?} {exclude:?}");
+            assert_eq!(left_out, excluded, "{targets:?} {exclude:?}");
+        }
+    }
+
     #[test]
     fn what_a_pattern_resolves_to_it_covers() {
-        let root = tree(&["a/b/c.service", "a/d", "e/b"]);
-        for text in ["/", "a", "a/**", "**/b", "c.service", "*/b", "a/b/c.service", "nothing"] {
+        let pod = pod_folders(UID).remove(0);
+        let root = tree(&["a/b/c.service", "a/d", "e/b", &format!("{pod}/b")]);
+        let (all, part) = (format!("pod:{UID}"), format!("pod:{UID}/**"));
+        let texts = ["/", "a", "a/**", "**/b", "c.service", "*/b", "a/b/c.service", "nothing"];
+        for text in texts.into_iter().chain([all.as_str(), part.as_str()]) {
             let pattern = Pattern::parse(text).unwrap();
             let resolved: Vec<_> =
                 resolve(root.path(), std::slice::from_ref(&pattern)).attach.into_values().collect();
@@ -361,6 +509,11 @@ mod tests {
             ("", "whole machine"),
             ("a/../b", "must not hold"),
             ("a/[", "unclosed character class"),
+            ("pod:", "\"pod:\" lacks the UID of the pod; in Kubernetes give"),
+            ("pod:/x", "lacks the UID"),
+            ("pod:$(POD_UID)", "nobody has put the value of $(POD_UID) in; in Kubernetes give"),
+            ("pod:nginx-0", "\"nginx-0\" is no UID of a pod, which has 32 hexadecimal digits"),
+            ("pod:00112233445566778899aabbccddeeff/..", "must not hold"),
         ] {
             let error = Pattern::parse(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");

@@ -16,9 +16,10 @@ pub(super) enum Effect {
 }
 
 /// Keys, and tables with all that is in them, that take effect with the reload.
-const LIVE: [&str; 13] = [
+const LIVE: [&str; 14] = [
     "attributes",
     "destinations",
+    "exclude",
     "export",
     "log",
     "otlp",
@@ -36,7 +37,8 @@ const LIVE: [&str; 13] = [
 /// were made for, what listens, and what all records of one connection must have in common. Whatever is not live is among them; the
 /// list is for the test, so that nobody adds a key without a decision.
 #[cfg(test)]
-const RESTART: [&str; 13] = [
+const RESTART: [&str; 14] = [
+    "cgroup_mount",
     "dns",
     "events",
     "flows",
@@ -191,7 +193,7 @@ mod tests {
         assert_eq!(changes(&new, &in_force).live, Vec::<String>::new());
         let settings = &in_force.settings;
         assert_eq!(settings.max_flows, 7);
-        assert_eq!(settings.targets[0].as_str(), "t");
+        assert_eq!(settings.watched.targets[0].as_str(), "t");
         assert_eq!(settings.names.resolvers[0].resolver.as_str(), "a");
         let headers: Vec<_> =
             settings.metrics_receiver.headers.iter().map(|(n, _)| n.as_str()).collect();

@@ -8,6 +8,8 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSettings {
     pub(super) targets: Vec<String>,
+    pub(super) exclude: Vec<String>,
+    pub(super) cgroup_mount: String,
     pub(super) outputs: Vec<String>,
     pub(super) events: Vec<String>,
     pub(super) progress: RawProgress,

@@ -22,7 +22,7 @@ use crate::encode::{Changes, Mapping};
 use crate::enrich::Template;
 use crate::record::{EventSet, RecordKind};
 use crate::sample::SamplingSettings;
-use crate::targets::Pattern;
+use crate::targets::{Pattern, Watched};
 
 /// Names the layer that a key's value came from.
 pub(super) type Origin<'a> = &'a dyn Fn(&str) -> String;
@@ -31,7 +31,9 @@ pub(super) type Origin<'a> = &'a dyn Fn(&str) -> String;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// cgroups to watch.
-    pub targets: Vec<Pattern>,
+    pub watched: Watched,
+    /// The cgroup2 mount, where the user names one.
+    pub cgroup_mount: Option<PathBuf>,
     /// Where records go.
     pub outputs: Vec<Output>,
     /// The kinds of records that are made.
@@ -171,7 +173,11 @@ impl Settings {
             destinations.clear();
         }
         Ok(Self {
-            targets: targets(&raw.targets, origin)?,
+            watched: Watched {
+                targets: targets(&raw.targets, origin)?,
+                exclude: patterns("exclude", &raw.exclude, origin)?,
+            },
+            cgroup_mount: non_empty(raw.cgroup_mount).map(PathBuf::from),
             outputs,
             events: events(&raw.events, origin)?,
             progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,

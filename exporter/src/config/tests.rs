@@ -46,7 +46,10 @@ fn otlp(settings: &Settings) -> (&Receiver, &Receiver) {
 fn the_default_file_is_a_valid_configuration() {
     let layered = load_given(&Given::default()).unwrap();
     assert_eq!(layered.settings.outputs, [Output::Text]);
-    assert_eq!(layered.settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/"]);
+    assert_eq!(
+        layered.settings.watched.targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["/"]
+    );
     assert_eq!(layered.settings.export.interval, Duration::from_secs(1));
     assert_eq!(layered.settings.events, EventSet::ENDS);
     assert_eq!(layered.settings.progress_interval, Duration::from_secs(60));
@@ -160,7 +163,7 @@ fn values_are_toml_or_else_strings() {
     .unwrap()
     .settings;
     assert_eq!(
-        settings.targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        settings.watched.targets.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["a.slice", "b.slice"]
     );
     assert_eq!(
@@ -344,6 +347,15 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["dns.cache_bytes=1"]), &["1 is not between 65536"]),
         (set(&["targets=[]"]), &["key `targets`: empty"]),
         (set(&["targets=a/../b"]), &["must not hold \"..\""]),
+        (
+            set(&["targets=pod:"]),
+            &["--set targets: key `targets`: \"pod:\" lacks the UID", "fieldRef metadata.uid"],
+        ),
+        (
+            set(&["exclude=a,pod:$(POD_UID)"]),
+            &["--set exclude: key `exclude`: \"pod:$(POD_UID)\": nobody has put the value"],
+        ),
+        (set(&["exclude=[\"\"]"]), &["key `exclude`: \"\" is no cgroup"]),
         (set(&["outputs=stdout"]), &["\"stdout\" is none of \"text\", \"json\", \"otlp\""]),
         (
             set(&["events=end,began"]),

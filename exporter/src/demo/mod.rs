@@ -24,7 +24,7 @@ use crate::config::{
 use crate::encode::Mapping;
 use crate::run::Sidecar;
 use crate::sample::SamplingSettings;
-use crate::targets::Pattern;
+use crate::targets::{Pattern, Watched};
 
 use nameserver::NameServer;
 pub use receiver::{Item, Received, Receiver};
@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When something is missing to run it, or when a record is not what happened; says why.
 pub async fn demo(settings: Settings) -> anyhow::Result<()> {
-    let mount = cgroup::find_mount()?;
+    let mount = cgroup::mount(settings.cgroup_mount.as_deref())?.point;
     let cgroup = DemoCgroup::make(&mount)?;
     let receiver = Receiver::start().await.context("the demo's own OTLP receiver")?;
     let nameserver = NameServer::start().await;
@@ -93,7 +93,8 @@ fn for_demo(
     cgroup: &DemoCgroup,
     receiver: &Receiver,
 ) -> anyhow::Result<Settings> {
-    settings.targets = vec![Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?];
+    let target = Pattern::parse(&cgroup.name).map_err(anyhow::Error::msg)?;
+    settings.watched = Watched { targets: vec![target], exclude: Vec::new() };
     settings.outputs = vec![Output::Otlp];
     settings.mapping = Arc::new(Mapping::new(Profile::Semconv));
     settings.sampling = SamplingSettings::default();

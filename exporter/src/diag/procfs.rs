@@ -1,4 +1,4 @@
-//! What /proc says of processes: their network namespace, their cgroup, the sockets they have open.
+//! What /proc says of processes: their network namespace, the sockets they have open.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -52,11 +52,11 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 pub enum ProcessFilter {
     /// All that can be seen.
     All,
-    /// Those in these cgroups and below them: paths as in /proc/PID/cgroup, "/" for the root.
+    /// These, in this process's numbering: those in the cgroups of interest, most often.
     ///
     /// A socket belongs to the cgroup that its process was in when it made it; that of a process
-    /// which has moved since, into a cgroup not named here, is not looked for.
-    Below(Vec<String>),
+    /// which has moved since, into another cgroup, is not looked for.
+    Among(HashSet<u32>),
 }
 
 impl ProcessFilter {
@@ -64,23 +64,9 @@ impl ProcessFilter {
     pub(super) fn takes(&self, pid: u32) -> bool {
         match self {
             Self::All => true,
-            Self::Below(folders) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|text| is_below(&text, folders)),
+            Self::Among(pids) => pids.contains(&pid),
         }
     }
-}
-
-/// Whether the cgroup v2 of this /proc/PID/cgroup is one of the folders or below it.
-fn is_below(text: &str, folders: &[String]) -> bool {
-    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else { return false };
-    // Outside of this process's cgroup namespace (cgroup_namespaces(7)).
-    if path.starts_with("/..") {
-        return false;
-    }
-    folders.iter().any(|folder| {
-        path.strip_prefix(folder.trim_end_matches('/'))
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
 }
 
 /// Which process has which socket open.
@@ -152,31 +138,6 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_takes_itself_and_what_is_below() {
-        let below = |text: &str, folders: &[&str]| {
-            is_below(text, &folders.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>())
-        };
-        let v1_and_v2 = "12:cpu:/elsewhere\n0::/a/b\n";
-        for (text, folders, want) in [
-            (v1_and_v2, &["/a"][..], true),
-            (v1_and_v2, &["/a/"], true),
-            (v1_and_v2, &["/a/b"], true),
-            (v1_and_v2, &["/a/b/c"], false),
-            (v1_and_v2, &["/elsewhere"], false),
-            (v1_and_v2, &["/x", "/a"], true),
-            (v1_and_v2, &[], false),
-            ("0::/ab\n", &["/a"], false),
-            ("0::/\n", &["/"], true),
-            ("0::/ab\n", &["/"], true),
-            ("0::/../other\n", &["/"], false),
-            ("12:cpu:/a\n", &["/a"], false),
-            ("", &["/"], false),
-        ] {
-            assert_eq!(below(text, folders), want, "{text:?} below {folders:?}");
-        }
-    }
-
-    #[test]
     fn a_socket_is_the_own_process_s() {
         use std::os::unix::fs::MetadataExt as _;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -184,6 +145,8 @@ mod tests {
         let inode = u32::try_from(fs::metadata(path).unwrap().ino()).unwrap();
         let of = |filter| owners(&HashSet::from([inode]), &filter).unwrap().pids;
         assert_eq!(of(ProcessFilter::All), HashMap::from([(inode, std::process::id())]));
-        assert_eq!(of(ProcessFilter::Below(Vec::new())), HashMap::new());
+        let own = HashSet::from([std::process::id()]);
+        assert_eq!(of(ProcessFilter::Among(own)), HashMap::from([(inode, std::process::id())]));
+        assert_eq!(of(ProcessFilter::Among(HashSet::from([1]))), HashMap::new());
     }
 }

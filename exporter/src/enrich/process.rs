@@ -14,6 +14,15 @@ const NAME_LIFETIME: Duration = Duration::from_secs(1);
 /// The inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
+/// What is not known of processes in a pid namespace of flowend's own, in words.
+pub const NO_EXECUTABLES: &str = "flowend runs in a pid namespace of its own, so process.executable.name is absent; \
+                                  in Kubernetes set hostPID: true";
+
+/// What is not known of hosts files in a pid namespace of flowend's own, in words.
+pub const FEW_HOSTS: &str = "flowend runs in a pid namespace of its own, so of the workloads' hosts files (dns.hosts) \
+                             only those of processes that it sees are read; in Kubernetes set \
+                             shareProcessNamespace: true for those of its pod, or hostPID: true";
+
 /// A process, as the initial pid namespace numbers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {

@@ -262,14 +262,15 @@ impl<'a> Parts<'a> {
         let mut parts = Self::default();
         for folder in path.split('/').filter(|f| !f.is_empty()).rev() {
             parts.folder.get_or_insert(folder);
-            if parts.container_id.is_none() {
-                parts.container_id = container_id(folder);
+            // A container around the pod is its node (kind), and none of its own.
+            if parts.container_id.is_none() && parts.pod_uid.is_none() {
+                parts.container_id = cgroup::container_id(folder);
             }
             if parts.pod_uid.is_none() {
-                parts.pod_uid = pod_uid(folder);
+                parts.pod_uid = cgroup::pod_uid(folder);
             }
             if parts.unit.is_none() {
-                parts.unit = unit(folder);
+                parts.unit = cgroup::unit(folder);
             }
         }
         parts
@@ -296,40 +297,13 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// `docker-<id>.scope`, `cri-containerd-<id>.scope`, `crio-<id>.scope`, `libpod-<id>.scope`, or the
-/// bare id as the cgroupfs driver writes it: 64 hexadecimal digits.
-fn container_id(folder: &str) -> Option<&str> {
-    let name = folder.strip_suffix(".scope").unwrap_or(folder);
-    let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
-    (id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
-}
-
-/// `pod<uid>` (cgroupfs driver) or `kubepods-...-pod<uid>.slice` with underscores (systemd driver).
-fn pod_uid(folder: &str) -> Option<String> {
-    let uid = match folder.strip_suffix(".slice") {
-        Some(name) if name.starts_with("kubepods") => name.rsplit_once("-pod")?.1,
-        _ => folder.strip_prefix("pod")?,
-    };
-    let uid = uid.replace('_', "-");
-    (uid.len() >= 32 && uid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')).then_some(uid)
-}
-
-/// A service, or a scope that is neither a container's, a login session's nor init's.
-fn unit(folder: &str) -> Option<&str> {
-    if folder.ends_with(".service") && !folder.starts_with("user@") {
-        return Some(folder);
-    }
-    let scope = folder.strip_suffix(".scope")?;
-    let is_named =
-        container_id(folder).is_none() && !scope.starts_with("session-") && scope != "init";
-    is_named.then_some(folder)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+    const HASH: &str = "00112233445566778899aabbccddeeff";
     const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
     fn new(settings: &WorkloadSettings, path: Option<&str>, executable: Option<&str>) -> Workload {
@@ -406,6 +380,18 @@ mod tests {
             UID.replace('-', "_")
         );
         let cgroupfs_pod = format!("/kubepods/besteffort/pod{UID}/{ID}");
+        let below_root = format!("/mine/kubepods/pod{UID}/crio-{ID}/container");
+        let escaped = UID.replace('-', "_");
+        let guaranteed =
+            format!("/kubepods.slice/kubepods-pod{escaped}.slice/crio-{ID}.scope/container");
+        let kind = format!(
+            "/system.slice/docker-{OTHER}.scope/kubelet.slice/kubelet-kubepods.slice/\
+             kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{escaped}.slice"
+        );
+        let kind_container = format!("{kind}/cri-containerd-{ID}.scope");
+        let monitor = format!("/kubepods.slice/kubepods-pod{HASH}.slice/crio-conmon-{ID}.scope");
+        let static_pod =
+            format!("/kubepods.slice/kubepods-burstable-pod{HASH}.slice/docker-{ID}.scope");
         let (c, short) = (Some(ID), Some(&ID[..12]));
         let cases: &[(&str, [Option<&str>; 4])] = &[
             // path; container id, pod uid, unit, and the service's name by container or unit
@@ -424,6 +410,13 @@ mod tests {
             (&format!("/kubepods/{UID}/crio-{ID}.scope"), [c, None, None, short]),
             (&systemd_pod, [c, Some(UID), None, short]),
             (&cgroupfs_pod, [c, Some(UID), None, short]),
+            (&below_root, [c, Some(UID), None, short]),
+            (&guaranteed, [c, Some(UID), None, short]),
+            (&kind_container, [c, Some(UID), None, short]),
+            // Of the pod, and of none of its containers.
+            (&kind, [None, Some(UID), None, None]),
+            (&static_pod, [c, Some(HASH), None, short]),
+            (&monitor, [None, Some(HASH), None, None]),
             ("/mine/podium", [None; 4]),
         ];
         let template = Template::parse("{container|unit}").unwrap();

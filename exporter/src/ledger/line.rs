@@ -17,7 +17,8 @@ impl<'a> Line<'a> {
     /// fault.
     pub fn missing(&self) -> u64 {
         let (all, own) = (self.common, self.output.of(self.kind));
-        let left_out = all.sampled_out + all.filtered_self + all.filtered_rule;
+        let filtered = all.filtered_self + all.filtered_excluded + all.filtered_rule;
+        let left_out = all.sampled_out + filtered;
         let became = own.exported + left_out + own.dropped_in_all() + own.in_flight();
         (all.seen + own.recovered).abs_diff(became)
     }
@@ -48,6 +49,9 @@ impl fmt::Display for Line<'_> {
             " = exported {} + sampled_out {} + filtered{{self}} {}",
             own.exported, all.sampled_out, all.filtered_self,
         )?;
+        if all.filtered_excluded > 0 {
+            write!(f, " + filtered{{excluded}} {}", all.filtered_excluded)?;
+        }
         if all.filtered_rule > 0 {
             write!(f, " + filtered{{rule}} {}", all.filtered_rule)?;
         }

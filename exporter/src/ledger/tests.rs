@@ -27,11 +27,12 @@ fn kinds_are_counted_apart_and_each_that_is_on_has_its_line() {
     };
     ledger.of(RecordKind::Begin).seen.add(3);
     ledger.of(RecordKind::Begin).sampled_out.add(1);
-    ledger.of(RecordKind::End).seen.add(7);
+    ledger.of(RecordKind::End).seen.add(11);
     ledger.of(RecordKind::End).filtered_self.add(1);
+    ledger.of(RecordKind::End).filtered_excluded.add(4);
     ledger.of(RecordKind::End).filtered_rule.add(3);
-    let end = "otlp.logs: seen 7 = exported 0 + sampled_out 0 + filtered{self} 1 + \
-               filtered{rule} 3 + dropped{queue_full} 1 + in_flight 2";
+    let end = "otlp.logs: seen 11 = exported 0 + sampled_out 0 + filtered{self} 1 + \
+               filtered{excluded} 4 + filtered{rule} 3 + dropped{queue_full} 1 + in_flight 2";
     let begin = "otlp.logs begin: seen 3 = exported 2 + sampled_out 1 + filtered{self} 0 + \
                  in_flight 0";
     let progress = "otlp.logs progress: seen 0 = exported 0 + sampled_out 0 + \

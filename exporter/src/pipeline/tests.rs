@@ -17,6 +17,7 @@ use crate::flow::{Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
 use crate::ledger::{Line, OutputLedger};
 use crate::record::EventSet;
 use crate::sample::{Action, Condition, Globs, Rule, SamplingSettings};
+use crate::targets::Pattern;
 
 const ALL: EventSet = EventSet { begin: true, progress: true };
 
@@ -46,6 +47,7 @@ fn stages(ratio: f64) -> Stages {
         reverse: None,
         opened: OpenedNames::new(10),
         own: OwnSockets::default(),
+        excluded: Excluded::new(Vec::new()),
         ids: Ids::new("k", 1),
         community_id: Some(CommunityId { seed: 0 }),
         peer_cidrs: Vec::new(),
@@ -233,6 +235,36 @@ fn a_rule_drops_by_the_name_of_the_peer_and_is_counted() {
         let want = "seen 2 = exported 0 + sampled_out 0 + filtered{self} 0 + filtered{rule} 1 + in_flight 1";
         assert!(line.ends_with(want), "{line}");
     }
+}
+
+#[test]
+fn connections_of_an_excluded_cgroup_are_counted_and_nothing_else() {
+    let paths = Paths::new(16);
+    paths.learn(3, || "/a/collector.service/sub".into());
+    paths.learn(4, || "/a/web.service".into());
+    let pattern = Pattern::parse("collector.service").unwrap();
+    let mut stages = Stages {
+        workloads: Workloads::new("/nonexistent".into(), paths, WorkloadSettings::default()),
+        excluded: Excluded::new(vec![pattern]),
+        ..stages(1.0)
+    };
+    for kind in RecordKind::ALL {
+        for (cookie, cgroup_id) in [(7, Some(3)), (8, Some(4)), (9, None)] {
+            let end = ConnectionEnd { cgroup_id, ..connection(kind, cookie, None) };
+            stages.record(kind, end, 1000);
+        }
+    }
+    assert_eq!(counts(&stages), [[3, 0, 0, 2]; 3]);
+    for kind in RecordKind::ALL {
+        assert_eq!(stages.ledger.of(kind).filtered_excluded.get(), 1, "{kind:?}");
+    }
+    for line in Line::all(&stages.ledger, stages.sinks.all()[0].ledger()) {
+        assert_eq!(line.missing(), 0, "{line}");
+        let words = "filtered{self} 0 + filtered{excluded} 1 + in_flight 2";
+        assert!(line.to_string().ends_with(words), "{line}");
+    }
+    let metrics = stages.connections.metrics();
+    assert_eq!(metrics[0].samples.iter().map(|sample| sample.value).sum::<u64>(), 2);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::resolvers;
 use super::{AttachError, Attachment, Probe, Role, detached_links};
 use crate::cgroup::{self, Paths};
 use crate::ledger::Count;
-use crate::targets::{Pattern, resolve};
+use crate::targets::{Pattern, Watched};
 
 /// Looks again after this long even if nothing was said to change: failed attachments are tried
 /// again, and programs that somebody detached come back.
@@ -26,7 +26,7 @@ const RECHECK: Duration = Duration::from_secs(5);
 pub struct TargetWatch {
     probe: Probe,
     mount: PathBuf,
-    targets: Vec<Pattern>,
+    watched: Watched,
     resolvers: Vec<Pattern>,
     /// By id, and what for.
     attached: BTreeMap<(u64, Role), (PathBuf, Attachment)>,
@@ -45,8 +45,8 @@ pub struct TargetWatch {
     attached_folders: tokio::sync::watch::Sender<Vec<(u64, PathBuf)>>,
     /// How it went, for whom it concerns.
     state: tokio::sync::watch::Sender<AttachState>,
-    /// The targets as they are to be.
-    wanted_targets: tokio::sync::watch::Sender<Vec<Pattern>>,
+    /// What is to be watched from now on.
+    to_watch: tokio::sync::watch::Sender<Watched>,
 }
 
 /// What the programs are attached to.
@@ -77,7 +77,7 @@ impl TargetWatch {
     pub fn start(
         probe: Probe,
         mount: PathBuf,
-        targets: Vec<Pattern>,
+        watched: Watched,
         resolvers: Vec<Pattern>,
         paths: Paths,
     ) -> anyhow::Result<Self> {
@@ -85,11 +85,11 @@ impl TargetWatch {
             Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|error| {
                 anyhow::anyhow!("inotify: {error}; raise fs.inotify.max_user_instances")
             })?;
-        let (wanted_targets, _) = tokio::sync::watch::channel(targets.clone());
+        let (to_watch, _) = tokio::sync::watch::channel(watched.clone());
         let mut watch = Self {
             probe,
             mount,
-            targets,
+            watched,
             resolvers,
             attached: BTreeMap::new(),
             said: BTreeSet::new(),
@@ -100,7 +100,7 @@ impl TargetWatch {
             folders: tokio::sync::watch::Sender::default(),
             attached_folders: tokio::sync::watch::Sender::default(),
             state: tokio::sync::watch::Sender::default(),
-            wanted_targets,
+            to_watch,
         };
         let mut errors = watch.reconcile();
         if watch.attached() == 0 && !errors.is_empty() {
@@ -111,22 +111,22 @@ impl TargetWatch {
 
     /// Runs until dropped.
     pub async fn run(mut self) {
-        let mut wanted_targets = self.wanted_targets.subscribe();
+        let mut to_watch = self.to_watch.subscribe();
         loop {
             tokio::select! {
                 // Nothing to do with either outcome but to look.
                 _ = tokio::time::timeout(RECHECK, self.changed()) => {}
-                Ok(()) = wanted_targets.changed() => {
-                    self.targets.clone_from(&wanted_targets.borrow_and_update());
+                Ok(()) = to_watch.changed() => {
+                    self.watched.clone_from(&to_watch.borrow_and_update());
                 }
             }
             self.reconcile();
         }
     }
 
-    /// Takes other targets, while it runs: folders that they mean are attached to, others are detached.
-    pub fn targets(&self) -> tokio::sync::watch::Sender<Vec<Pattern>> {
-        self.wanted_targets.clone()
+    /// Takes something else to watch, while it runs: folders that it means are attached to, others are detached.
+    pub fn to_watch(&self) -> tokio::sync::watch::Sender<Watched> {
+        self.to_watch.clone()
     }
 
     /// What is attached to, and when that changes.
@@ -208,12 +208,17 @@ impl TargetWatch {
 
     fn wanted(&self) -> Wanted {
         let mount = self.mount.display();
-        let targets = resolve(&self.mount, &self.targets);
+        let (targets, excluded) = self.watched.resolve(&self.mount);
         let beside = resolvers::beside(&self.mount, &self.resolvers, &targets.attach);
         let mut wanted = Wanted { watch: targets.watch, ..Wanted::default() };
         for pattern in targets.unmatched {
             wanted.remarks.push(format!(
                 "target {pattern}: no such cgroup below {mount} yet; it is attached when it appears"
+            ));
+        }
+        for name in excluded {
+            wanted.remarks.push(format!(
+                "target {name}: `exclude` covers all of it, so nothing of it is watched"
             ));
         }
         for pattern in beside.found.unmatched {
@@ -253,7 +258,13 @@ impl TargetWatch {
                         .any(|((_, role), wanted)| *role == Role::Target && wanted == above)
                 });
                 if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
-                    let why = if is_covered { "covered by another target" } else { "no target" };
+                    let why = if is_covered {
+                        "covered by another target"
+                    } else if self.watched.excludes(&name) {
+                        "excluded"
+                    } else {
+                        "no target"
+                    };
                     info!("cgroup {name}: {why}; no longer attached itself");
                     replaced.push(attachment);
                 } else {

@@ -1,4 +1,4 @@
-//! Connections that ended, by service: counted at each end, before sampling and filters, which would make the
+//! Connections that ended, by service: counted at each end, before sampling and rules, which would make the
 //! counts depend on the configuration.
 
 use std::borrow::Cow;
@@ -58,11 +58,11 @@ impl ConnectionCounts {
         rows.sort_unstable_by_key(|(service, _)| *service);
         let mut ended = Metric::counter(
             "flowend.connections.ended",
-            "Connections that ended, before sampling and filters; past telemetry.max_services as \"other\"",
+            "Connections that ended, before sampling and rules; past telemetry.max_services as \"other\"",
         );
         let mut bytes = Metric::counter(
             "flowend.connection.bytes",
-            "Payload bytes of connections that ended, before sampling and filters",
+            "Payload bytes of connections that ended, before sampling and rules",
         );
         for (service, row) in rows {
             for (direction, reasons) in Direction::ALL.into_iter().zip(&row.ended) {

@@ -169,6 +169,7 @@ fn records(counts: &Counts<'_>, family: &Family) -> [Metric; 4] {
             ("exported", None, own.exported),
             ("sampled_out", None, all.sampled_out),
             ("filtered", Some("self"), all.filtered_self),
+            ("filtered", Some("excluded"), all.filtered_excluded),
             ("filtered", Some("rule"), all.filtered_rule),
         ] {
             let cause = cause.map(|cause| ("cause", cause));
@@ -207,9 +208,10 @@ mod tests {
     fn the_samples_of_an_output_add_up_to_what_was_seen() {
         let ledger = Ledger::default();
         let end = ledger.of(RecordKind::End);
-        end.seen.add(21);
+        end.seen.add(24);
         end.sampled_out.add(1);
         end.filtered_self.add(2);
+        end.filtered_excluded.add(3);
         end.filtered_rule.add(6);
         let begins = EventSet { begin: true, progress: false };
         let none = Ledger::default();
@@ -253,11 +255,11 @@ mod tests {
             samples.map(|s| s.value).sum::<u64>()
         };
         for destination in ["stdout", "otlp"] {
-            assert_eq!(sum("flowend.ends", destination), 17);
+            assert_eq!(sum("flowend.ends", destination), 20);
             assert_eq!(sum("flowend.ends.in_flight", destination), 4);
-            assert_eq!(sum("flowend.ends.offered", destination), 21);
+            assert_eq!(sum("flowend.ends.offered", destination), 24);
         }
-        assert_eq!(sum("flowend.ends.seen", ""), 21);
+        assert_eq!(sum("flowend.ends.seen", ""), 24);
         assert_eq!((sum("flowend.ends", "late"), sum("flowend.ends.in_flight", "late")), (0, 2));
         assert_eq!(sum("flowend.ends.offered", "late"), 2);
         assert_eq!(

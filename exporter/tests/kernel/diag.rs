@@ -115,7 +115,7 @@ fn a_connection_is_as_it_is_from_its_beginning_to_time_wait() {
     let inodes = HashSet::from([n.inode, f.inode]);
     let pids = owners(&inodes, &ProcessFilter::All).unwrap().pids;
     assert_eq!(pids, [(n.inode, client.pid()), (f.inode, server.pid())].into());
-    let pids = owners(&inodes, &below(&cgroup)).unwrap().pids;
+    let pids = owners(&inodes, &those_in(&cgroup)).unwrap().pids;
     assert_eq!(pids, [(n.inode, client.pid())].into());
 
     client.tell(&format!("shutdown {}", c.id));
@@ -364,8 +364,10 @@ fn options(processes: ProcessFilter) -> SnapshotOptions {
     }
 }
 
-fn below(cgroup: &Cgroup) -> ProcessFilter {
-    ProcessFilter::Below(vec![cgroup.name.clone()])
+fn those_in(cgroup: &Cgroup) -> ProcessFilter {
+    let mut pids = HashSet::new();
+    flowend::cgroup::processes_in(&cgroup.folder, &mut pids);
+    ProcessFilter::Among(pids)
 }
 
 fn namespace_inode(netns: &Netns) -> u64 {
@@ -398,7 +400,7 @@ fn other_namespaces_are_entered() {
     let listener = puppet.listen("127.0.0.1:0");
     let c = puppet.connect(listener.local);
     let s = puppet.accept(listener);
-    for filter in [ProcessFilter::All, below(&cgroup)] {
+    for filter in [ProcessFilter::All, those_in(&cgroup)] {
         let options = options(filter);
         let mut all = snapshot(&HashMap::new(), &options).unwrap();
         wait_until(
@@ -432,17 +434,18 @@ fn other_namespaces_are_entered() {
         "this thread stays"
     );
 
-    let elsewhere = options(below(&other));
+    let elsewhere = options(those_in(&other));
     let without = snapshot(&HashMap::new(), &elsewhere).unwrap();
     assert!(of_inode(&without, inode).is_none(), "none of its processes is watched");
-    let held = snapshot(&HashMap::new(), &options(below(&cgroup))).unwrap().handles;
+    let held = snapshot(&HashMap::new(), &options(those_in(&cgroup))).unwrap().handles;
     assert_eq!(held.keys().collect::<Vec<_>>(), [&inode]);
     let again = snapshot(&held, &elsewhere).unwrap();
     assert!(of_inode(&again, inode).is_some(), "known from before");
-    let none = SnapshotOptions { max_namespaces: 0, ..options(below(&cgroup)) };
+    let none = SnapshotOptions { max_namespaces: 0, ..options(those_in(&cgroup)) };
     let none = snapshot(&held, &none).unwrap();
     assert_eq!((none.others.len(), none.left_out.unwrap().count, none.complete), (0, 1, false));
-    let tight = SnapshotOptions { max_sockets: again.own.sockets.len(), ..options(below(&cgroup)) };
+    let tight =
+        SnapshotOptions { max_sockets: again.own.sockets.len(), ..options(those_in(&cgroup)) };
     let tight = snapshot(&held, &tight).unwrap();
     assert!(!tight.complete, "more sockets than wanted");
 
@@ -504,7 +507,7 @@ fn what_it_costs() {
     let sleep = || super::support::Killed(Command::new("sleep").arg("600").spawn().expect("sleep"));
     let _processes: Vec<_> = (0..2000).map(|_| sleep()).collect();
     let count = std::fs::read_dir("/proc").unwrap().count();
-    let nowhere = ProcessFilter::Below(vec!["/nowhere".into()]);
+    let nowhere = ProcessFilter::Among(HashSet::new());
     for (words, filter) in [("all", ProcessFilter::All), ("filtered", nowhere)] {
         let options = options(filter);
         let namespaces = 1 + snapshot(&HashMap::new(), &options).unwrap().others.len();

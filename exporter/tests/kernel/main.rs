@@ -7,6 +7,7 @@ mod alike;
 mod bad_input;
 mod collector;
 mod connections;
+mod container;
 mod delivery;
 mod demo;
 mod diag;

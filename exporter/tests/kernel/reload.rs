@@ -104,6 +104,47 @@ fn a_bad_file_leaves_the_old_one_in_force_and_says_why() {
 }
 
 #[test]
+fn what_is_excluded_changes_while_flowend_runs() {
+    if !can_run("what_is_excluded_changes_while_flowend_runs", &[]) {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let inner = Cgroup::named(&format!("{}/inner", cgroup.name.trim_start_matches('/')));
+    let text = |exclude: &str| format!("targets = [\"{}\"]\nexclude = [{exclude}]\n", cgroup.name);
+    let quoted = |cgroup: &Cgroup| format!("\"{}\"", cgroup.name);
+    let site = Site::start(&text(&quoted(&inner)));
+    // Two more records, each of this cgroup: what came before them made none.
+    let mut known = 0;
+    let mut two_of = |cgroup: &Cgroup| {
+        connect(cgroup);
+        wait_until(|| site.flowend.json().len() >= known + 2, || site.flowend.stderr());
+        for record in &site.flowend.json()[known..] {
+            assert_eq!(record["resource"]["process.linux.cgroup"], cgroup.name, "{record}");
+        }
+        known += 2;
+    };
+    connect(&inner);
+    two_of(&cgroup);
+    site.replace(&text(""));
+    site.wait_for("configuration reloaded: exclude", 1);
+    two_of(&inner);
+    // All of the target: there is nothing to attach to.
+    site.replace(&text(&quoted(&cgroup)));
+    site.wait_for(&format!("cgroup {}: excluded; no longer attached itself", cgroup.name), 1);
+    site.wait_for(&format!("target {}: `exclude` covers all of it", cgroup.name), 1);
+    connect(&cgroup);
+    site.replace(&text(""));
+    site.wait_for(&format!("cgroup {}: attached", cgroup.name), 2);
+    two_of(&cgroup);
+    let (status, messages) = site.flowend.stop();
+    assert_eq!(status, Some(0), "{messages}");
+    let want =
+        "json: seen 8 = exported 6 + sampled_out 0 + filtered{self} 0 + filtered{excluded} 2 +";
+    assert!(messages.contains(want), "{messages}");
+    drop(inner);
+}
+
+#[test]
 fn a_signal_a_write_a_replacement_and_a_turned_link_each_reload() {
     if !can_run("a_signal_a_write_a_replacement_and_a_turned_link_each_reload", &[]) {
         return;
