@@ -40,6 +40,7 @@ fn each_store_shows_what_the_services_did() {
         jaeger_has_both_ends(&stores, &trace);
         loki_has_each_end(&stores);
         loki_finds_by_label_and_metadata(&stores);
+        links_lead_from_a_trace_to_its_records_and_counts(&stores, &trace);
         prometheus_has_the_graph(&stores);
         prometheus_has_the_counts(&stores);
         each_panel_has_data(&stores);
@@ -162,6 +163,27 @@ fn loki_finds_by_label_and_metadata(stores: &Stores) {
         let spans = eventually("the span of the line", || stores.tempo_trace(trace));
         assert_eq!(spans[0].id_in_hex(), line.labels["span_id"], "from the record to its span");
     }
+}
+
+/// What Grafana asks where somebody follows a link of Tempo's data source from the span of frontend.
+fn links_lead_from_a_trace_to_its_records_and_counts(stores: &Stores, trace: &str) {
+    let sources = include_str!("../../../deploy/grafana/provisioning/datasources/flowend.yaml");
+    // Two dollars are one, for Grafana would look for a variable of its environment.
+    let query = |start: &str| {
+        let mut found =
+            sources.lines().map(str::trim).filter_map(|line| line.strip_prefix("query: "));
+        let query = found.find(|query| query.trim_matches('\'').starts_with(start)).expect(start);
+        query.trim_matches('\'').replace("$$", "$")
+    };
+    let to_logs = query("{")
+        .replace("${__tags}", r#"service_name="frontend""#)
+        .replace("${__trace.traceId}", trace);
+    let lines = stores.loki(&to_logs).unwrap();
+    assert_eq!(lines.len(), 1, "{to_logs}: {lines:?}");
+    assert_eq!(lines[0].labels["trace_id"], trace);
+    let to_counts = query("sum by (reason)").replace("$__tags", r#"service="frontend""#);
+    assert!(!to_counts.contains('$'), "{to_counts}");
+    eventually(&to_counts, || stores.total(&to_counts));
 }
 
 /// The edges, by Tempo and by the Collector.

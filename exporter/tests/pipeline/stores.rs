@@ -12,6 +12,9 @@ use super::http::get;
 pub(crate) use super::panels::Stores;
 use super::programs::LONG;
 
+/// The labels of a series, and its value now.
+type Sample = (BTreeMap<String, String>, f64);
+
 /// A line of Loki: its labels and structured metadata, and the text.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
@@ -69,10 +72,7 @@ fn array(value: &Value) -> &[Value] {
 
 impl Stores {
     /// The series that an expression gives now, with their values.
-    pub(crate) fn prometheus(
-        &self,
-        query: &str,
-    ) -> Result<Vec<(BTreeMap<String, String>, f64)>, String> {
+    pub(crate) fn prometheus(&self, query: &str) -> Result<Vec<Sample>, String> {
         let answer = json(&format!("{}/api/v1/query?query={}", self.prometheus, encoded(query)))?;
         let series = array(&answer["data"]["result"]).iter().map(|series| {
             let labels = serde_json::from_value(series["metric"].clone()).expect("labels");
