@@ -8,7 +8,9 @@
 //! probe, an event lost), a [`Census`] of the kernel's sockets ends it.
 
 mod census;
+mod concluded;
 mod connection;
+mod due;
 mod embryo;
 mod end;
 mod errors;
@@ -17,14 +19,13 @@ mod reorder;
 mod verdict;
 mod zeek;
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use flowend_probe_types::{Event, EventKind, SYN, TcpEvent, TcpState};
-use hashlink::{LinkedHashMap, LruCache};
+use hashlink::LinkedHashMap;
 
 pub use census::{Census, OpenSocket, Running};
+use concluded::Concluded;
 use connection::Connection;
+use due::DueTimes;
 use embryo::Embryos;
 pub use embryo::HANDSHAKE_NS;
 pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Opened, Reason, Rtt, Side};
@@ -53,9 +54,6 @@ const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 
 /// How long before the first sight of a connection a loss still matters to it, ns.
 const BLIND_NS: u64 = 60_000_000_000;
-
-/// Connections remembered after their end, so that a late event does not make a second one.
-const CONCLUDED: usize = 65_536;
 
 /// What the state machine says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,12 +124,10 @@ pub struct FlowTable {
     connections: LinkedHashMap<u64, Connection>,
     embryos: Embryos,
     errors: Errors,
-    /// Over: the time at which the verdict is due, cookie, generation.
-    closing: BinaryHeap<Reverse<(u64, u64, u64)>>,
-    /// Cookies of connections that were reported: only a SYN opens another one.
-    concluded: LruCache<u64, u64>,
-    /// When the newest of those that were forgotten again was reported.
-    forgotten_ns: u64,
+    /// Over, and not reported yet.
+    closing: DueTimes,
+    /// Reported: only a SYN opens another connection of such a socket.
+    concluded: Concluded,
     /// Until when events were lost.
     lost_ns: u64,
     /// Until when it is known whether events were lost: nothing later is judged.
@@ -152,9 +148,8 @@ impl FlowTable {
             connections: LinkedHashMap::new(),
             embryos: Embryos::new(&settings),
             errors: Errors::new(),
-            closing: BinaryHeap::new(),
-            concluded: LruCache::new(CONCLUDED),
-            forgotten_ns: 0,
+            closing: DueTimes::default(),
+            concluded: Concluded::new(),
             lost_ns: 0,
             checked_ns: u64::MAX,
             look_at_ns: None,
@@ -204,8 +199,8 @@ impl FlowTable {
         while let Some(event) = self.reorder.pop(u64::MAX) {
             self.step(&event, out);
         }
-        while let Some(Reverse((_, cookie, generation))) = self.closing.pop() {
-            self.conclude_if(cookie, generation, out);
+        while let Some(due) = self.closing.pop(u64::MAX) {
+            self.conclude_if(due.cookie, due.generation, out);
         }
     }
 
@@ -261,9 +256,9 @@ impl FlowTable {
         if is_new {
             let is_wanted = socket.watched
                 && socket.is_connection()
-                && !self.concluded.contains_key(&socket.cookie)
+                && !self.concluded.contains(socket.cookie)
                 // It may be one that was reported since, and forgotten.
-                && census.begun_ns > self.forgotten_ns
+                && census.begun_ns > self.concluded.forgotten_ns()
                 // Nobody is forgotten for one who may have been forgotten before.
                 && self.connections.len() < self.settings.max;
             if !is_wanted {
@@ -321,7 +316,7 @@ impl FlowTable {
             }
             connection.looked.gone = true;
             self.stats.gone += 1;
-            self.closing.push(Reverse((census.done_ns, *cookie, connection.generation)));
+            self.closing.push(census.done_ns, 0, *cookie, connection.generation);
         }
         if again {
             self.want_look(census.done_ns + LOOK_AGAIN_NS);
@@ -351,12 +346,8 @@ impl FlowTable {
     /// Reports what is due.
     fn settle(&mut self, now_ns: u64, out: &mut impl FnMut(FlowEvent)) {
         let now_ns = now_ns.min(self.checked_ns);
-        while let Some(Reverse((due, cookie, generation))) = self.closing.peek().copied() {
-            if due > now_ns {
-                break;
-            }
-            self.closing.pop();
-            self.conclude_if(cookie, generation, out);
+        while let Some(due) = self.closing.pop(now_ns) {
+            self.conclude_if(due.cookie, due.generation, out);
         }
         self.embryos
             .expire(now_ns, self.lost_ns, &mut self.stats, &mut |end| out(FlowEvent::End(end)));
@@ -368,29 +359,30 @@ impl FlowTable {
         event: &TcpEvent,
         out: &mut impl FnMut(FlowEvent),
     ) {
-        if self.connections.get(&event.cookie).is_some_and(|c| c.is_reopened_by(event)) {
-            self.conclude(event.cookie, out);
-        }
-        // To the back: the front is the one idle for longest.
-        let is_new = self.connections.to_back(&event.cookie).is_none();
-        if is_new {
-            if !opens(kind, event)
-                || (!begins(kind, event) && self.concluded.contains_key(&event.cookie))
-            {
-                return;
+        // To the back: the front is the one idle for longest. One look-up serves the common case.
+        let mut is_new = false;
+        let connection = match self.connections.to_back(&event.cookie) {
+            Some(connection) if !connection.is_reopened_by(event) => connection,
+            _ => {
+                self.conclude(event.cookie, out);
+                if !opens(kind, event)
+                    || (!begins(kind, event) && self.concluded.contains(event.cookie))
+                {
+                    return;
+                }
+                self.concluded.remove(event.cookie);
+                self.make_room(out);
+                self.generation += 1;
+                is_new = true;
+                let new = Connection::new(event, self.generation);
+                self.connections.entry(event.cookie).or_insert(new)
             }
-            self.concluded.remove(&event.cookie);
-            self.make_room(out);
-            self.generation += 1;
-            self.connections.insert(event.cookie, Connection::new(event, self.generation));
-        }
+        };
         if kind == EventKind::PassiveEstablished
             && let Some(embryo) = self.embryos.take(event)
-            && let Some(connection) = self.connections.get_mut(&event.cookie)
         {
             connection.adopt(embryo);
         }
-        let Some(connection) = self.connections.get_mut(&event.cookie) else { return };
         let before = connection.settling();
         let was_established = connection.established.is_some();
         // Of an adopted one, the listener's is known by now.
@@ -406,8 +398,7 @@ impl FlowTable {
         if let Some(wait) = settling
             && settling != before
         {
-            let due = event.time_ns.saturating_add(wait);
-            self.closing.push(Reverse((due, event.cookie, connection.generation)));
+            self.closing.push(event.time_ns, wait, event.cookie, connection.generation);
         }
         if connection.needs_look() {
             self.want_look(event.time_ns + LOOK_AGAIN_NS);
@@ -439,11 +430,6 @@ impl FlowTable {
 
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
         let Some(connection) = self.connections.remove(&cookie) else { return };
-        if self.concluded.len() >= CONCLUDED
-            && let Some((_, at_ns)) = self.concluded.remove_lru()
-        {
-            self.forgotten_ns = self.forgotten_ns.max(at_ns);
-        }
         self.concluded.insert(cookie, self.reorder.newest_ns());
         let rst_ns = connection.rst_out.map(|rst| rst.time_ns);
         let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
