@@ -114,6 +114,7 @@ impl Pipeline {
     pub fn tick(&mut self, now_ns: u64, boot_to_unix_ns: u64) {
         self.read_ns = now_ns;
         let stages = &mut self.stages;
+        stages.workloads.forget_observed();
         self.flows.tick(now_ns, &mut |flow| stages.take(flow, boot_to_unix_ns));
     }
 

@@ -20,6 +20,9 @@ use crate::cgroup::{self, Paths};
 /// Workloads, and cgroups without a path, remembered at most.
 const LIMIT: usize = 16_384;
 
+/// Cgroups of which it is remembered that they were looked up a moment ago.
+const OBSERVED: usize = 64;
+
 /// A cgroup id without a folder is not looked for again within this time.
 const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 
@@ -69,6 +72,8 @@ pub struct Workloads {
     mount: PathBuf,
     paths: Paths,
     unknown: HashMap<u64, Instant>,
+    /// Cgroups looked up since the last [`Workloads::forget_observed`], each at a place of its own.
+    observed: [u64; OBSERVED],
     labels: Arc<Labels>,
     labels_news: Option<LabelsReceiver>,
     /// `None`: of all cgroups whose path is not known.
@@ -84,6 +89,7 @@ impl Workloads {
             mount,
             paths,
             unknown: HashMap::new(),
+            observed: [0; OBSERVED],
             labels: Arc::default(),
             labels_news: None,
             by_cgroup: LruCache::new(LIMIT),
@@ -106,11 +112,20 @@ impl Workloads {
         self.by_executable.clear();
     }
 
-    /// Looks a cgroup up while its folder is there: it may be gone when the connection ends.
+    /// Looks a cgroup up while its folder is there: it may be gone when the connection ends. Asked for each event, so
+    /// a cgroup is looked up once until [`Workloads::forget_observed`].
     pub fn observe(&mut self, cgroup_id: u64) {
-        if cgroup_id != 0 {
+        let place = &mut self.observed[cgroup_id as usize % OBSERVED];
+        if cgroup_id != 0 && *place != cgroup_id {
+            *place = cgroup_id;
             self.path_of(cgroup_id);
         }
+    }
+
+    /// Has the cgroups of coming events looked up again: those in use stay among the paths that are remembered,
+    /// and what could not be found is tried again.
+    pub const fn forget_observed(&mut self) {
+        self.observed = [0; OBSERVED];
     }
 
     /// The workload of a socket.
@@ -323,6 +338,25 @@ mod tests {
             ..WorkloadSettings::default()
         };
         Workloads::new("/nonexistent".into(), known, settings)
+    }
+
+    #[test]
+    fn a_cgroup_that_is_observed_is_looked_up_once_until_that_is_forgotten() {
+        let mut workloads = workloads("{cgroup}", &[]);
+        let other = OBSERVED as u64 + 1;
+        workloads.observe(0);
+        workloads.observe(1);
+        // Its folder comes: nobody asks for it, until another cgroup has taken its place, or it is forgotten.
+        workloads.unknown.clear();
+        workloads.observe(1);
+        assert!(workloads.unknown.is_empty());
+        workloads.observe(other);
+        workloads.observe(1);
+        assert!(workloads.unknown.contains_key(&1));
+        workloads.unknown.clear();
+        workloads.forget_observed();
+        workloads.observe(1);
+        assert!(workloads.unknown.contains_key(&1) && !workloads.unknown.contains_key(&0));
     }
 
     fn process(executable: &str) -> Process {
