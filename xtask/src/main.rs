@@ -3,6 +3,7 @@
 mod bench_probe;
 mod bpf;
 mod stress;
+mod verifier;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ cargo xtask COMMAND
   bench-probe   ns per packet of the built programs, beside a program that does nothing (root)
   stress        100,000 connections twice, as fast as they go: each end once and true (root);
                 two minutes of ends faster than a receiver takes them: memory stays within its bound
+  verifier      what the verifier makes of each program: instructions walked, size, stack; fails near a limit (root)
 ";
 
 fn main() -> ExitCode {
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         ["bpf", "--check"] => bpf::check(),
         ["bench-probe"] => bench_probe::run(),
         ["stress"] => stress::run(),
+        ["verifier"] => verifier::run(),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

@@ -1,8 +1,9 @@
-//! The pages of docs/, compared with the code that they describe.
+//! The pages of docs/ and ARCHITECTURE.md, compared with the code that they describe.
 
 mod attributes;
 mod causes;
 mod links;
+mod policy;
 
 use std::path::PathBuf;
 
