@@ -27,4 +27,6 @@ install -D -m 0644 -- "$authorities" "$image/etc/ssl/certs/ca-certificates.crt"
 # So that a name is said where a user id is shown.
 printf 'root:x:0:0:root:/:/flowend\n' >"$image/etc/passwd"
 install -D -m 0644 -- LICENSE "$image/usr/share/licenses/flowend/LICENSE"
+# What the program is made of, for scanners.
+install -D -m 0644 -- "deploy/sbom/$(uname -m).cdx.json" "$image/usr/share/doc/flowend/sbom.cdx.json"
 du --summarize --bytes -- "$image" | cut -f 1 | xargs printf 'image: %s bytes\n' >&2

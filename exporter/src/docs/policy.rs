@@ -199,3 +199,32 @@ fn each_dependency_has_its_reason() {
         "in ARCHITECTURE.md, \"Dependencies, and why\", and in no Cargo.toml: {left:?}"
     );
 }
+
+/// `deploy/sbom/build --check` compares the lists with the build; this says without a tool that they are old.
+#[test]
+fn the_lists_of_what_is_shipped_are_of_this_lock_file() {
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let lock: toml::Table = read("Cargo.lock").parse().unwrap();
+    let text = |value: Option<&toml::Value>| value.and_then(toml::Value::as_str).map(str::to_owned);
+    let locked: BTreeSet<_> = lock["package"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| ["name", "version", "checksum"].map(|key| text(package.get(key))))
+        .collect();
+    for processor in ["x86_64", "aarch64"] {
+        let path = format!("deploy/sbom/{processor}.cdx.json");
+        let list: serde_json::Value = serde_json::from_str(&read(&path)).unwrap();
+        let components = list["components"].as_array().unwrap();
+        assert!(components.len() > 150, "{path}: {} crates", components.len());
+        for component in components {
+            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let hash = text(&component["hashes"][0]["content"]);
+            let entry = [text(&component["name"]), text(&component["version"]), hash];
+            assert!(
+                locked.contains(&entry),
+                "{path}: {entry:?} is not in Cargo.lock: run deploy/sbom/build and commit"
+            );
+        }
+    }
+}
