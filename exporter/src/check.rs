@@ -8,6 +8,7 @@ use crate::cgroup;
 use crate::config::{Destination, Layered};
 use crate::diag;
 use crate::enrich::{FEW_HOSTS, NO_EXECUTABLES, is_in_initial_pid_namespace};
+use crate::kernel::{self, FEATURES, OLDEST};
 use crate::probe::{LoadOptions, PROGRAMS, Probe, Role};
 use crate::targets::{Pattern, resolve};
 
@@ -43,7 +44,7 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     for warning in &layered.warnings {
         say(Verdict::Less, "configuration", warning);
     }
-    kernel(&mut say);
+    version(&mut say);
     capabilities(&mut say);
     programs(LoadOptions::of(settings), &mut say);
     match Probe::load(LoadOptions::of(settings)) {
@@ -86,23 +87,18 @@ fn outputs(layered: &Layered) -> String {
     words
 }
 
-fn kernel(say: &mut impl FnMut(Verdict, &str, &str)) {
-    let release = nix::sys::utsname::uname()
-        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned());
-    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version < (5, 10) {
-        say(Verdict::Bad, "kernel", &format!("Linux {release}; flowend needs 5.10 or newer"));
-    } else if version < (6, 6) {
-        say(
-            Verdict::Less,
-            "kernel",
-            &format!(
-                "Linux {release}; IPv6 SYN-ACKs are not seen before 6.6, so rtt.handshake_us is absent for accepted IPv6 connections"
-            ),
-        );
-    } else {
-        say(Verdict::Good, "kernel", &format!("Linux {release}"));
+/// Its version, and what kernels of that age do not show.
+fn version(say: &mut impl FnMut(Verdict, &str, &str)) {
+    let release = kernel::release();
+    let numbers = kernel::numbers(&release);
+    if numbers < OLDEST {
+        let words = format!("Linux {release}; flowend needs {}.{} or newer", OLDEST.0, OLDEST.1);
+        return say(Verdict::Bad, "kernel", &words);
+    }
+    say(Verdict::Good, "kernel", &format!("Linux {release}"));
+    for feature in FEATURES.iter().filter(|feature| !feature.is_in(numbers)) {
+        let (major, minor) = feature.since;
+        say(Verdict::Less, "kernel", &format!("before Linux {major}.{minor} {}", feature.without));
     }
 }
 

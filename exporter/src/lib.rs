@@ -24,6 +24,7 @@ pub mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod ids;
+pub mod kernel;
 pub mod ledger;
 pub mod look;
 pub mod notify;

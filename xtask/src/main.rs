@@ -2,6 +2,8 @@
 
 mod bench_probe;
 mod bpf;
+mod cargo;
+mod guests;
 mod stress;
 mod verifier;
 
@@ -15,6 +17,8 @@ cargo xtask COMMAND
   bench-probe   ns per packet of the built programs, beside a program that does nothing (root)
   stress        100,000 connections twice, as fast as they go: each end once and true (root);
                 two minutes of ends faster than a receiver takes them: memory stays within its bound
+  guests [--all] [6.1] [6.12] [-- FILTER...]
+                tests of the kernel in guests with Debian's kernels (tools/guests); TEST_FLOWEND: with that program
   verifier      what the verifier makes of each program: instructions walked, size, stack; fails near a limit (root)
 ";
 
@@ -26,6 +30,7 @@ fn main() -> ExitCode {
         ["bpf", "--check"] => bpf::check(),
         ["bench-probe"] => bench_probe::run(),
         ["stress"] => stress::run(),
+        ["guests", rest @ ..] => guests::run(rest),
         ["verifier"] => verifier::run(),
         _ => {
             eprint!("{USAGE}");

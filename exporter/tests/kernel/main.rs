@@ -5,6 +5,7 @@
 
 mod alike;
 mod bad_input;
+mod check;
 mod collector;
 mod connections;
 mod container;

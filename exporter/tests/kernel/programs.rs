@@ -1,6 +1,8 @@
 //! The built programs through BPF_PROG_TEST_RUN: every packet passes, and each is read as the host reads
 //! it.
 
+use std::io::Write as _;
+
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
 use flowend::probe::{PROGRAMS, Probe};
 use flowend_probe_types::{
@@ -192,7 +194,8 @@ fn the_programs_read_packets_as_the_host_does() {
     assert_eq!(probe.take_lost().unwrap().read(), [0; LOST_SLOTS.len()]);
 }
 
-/// The verifier looks at a million instructions at most (since Linux 5.2): far from it.
+/// The verifier looks at a million instructions at most (since Linux 5.2): far from it. How many it looks at, of the same
+/// program, is the kernel's affair: 6.1 at 64,000 of flowend_ingress, where 6.18 looks at 12,000.
 #[test]
 fn the_programs_are_small() {
     if !can_run("the_programs_are_small", &[]) {
@@ -201,7 +204,11 @@ fn the_programs_are_small() {
     let probe = &mut load();
     for program in PROGRAMS {
         let info = probe.ebpf_mut().program(program.name).unwrap().info().unwrap();
-        let instructions = info.verified_instruction_count().unwrap_or(0);
-        assert!(instructions < 16_384, "{}: {instructions} instructions verified", program.name);
+        // Linux 5.16 and newer say it.
+        let Some(instructions) = info.verified_instruction_count() else { continue };
+        // Not eprintln: the harness would keep it to itself.
+        let _ =
+            writeln!(std::io::stderr(), "{}: {instructions} instructions verified", program.name);
+        assert!(instructions < 125_000, "{}: {instructions} instructions verified", program.name);
     }
 }

@@ -17,8 +17,8 @@ use nix::unistd::Pid;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 
-/// Longer than anything here takes; a test that reaches it fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything here takes, also where each instruction is emulated; a test that reaches it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longer than a delayed ACK (40 ms): one step of a connection is over before the next begins.
 pub(crate) fn step() {

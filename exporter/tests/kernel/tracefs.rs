@@ -18,12 +18,15 @@ pub(crate) enum Tracefs {
 /// `flowend run` in a mount namespace of its own, and waits until it is attached.
 pub(crate) fn start(settings: &[String], tracefs: Tracefs) -> Flowend {
     let mount = match tracefs {
-        Tracefs::Mounted => "mount -t tracefs none /sys/kernel/tracing",
+        // The same file system twice at one place is refused.
+        Tracefs::Mounted => {
+            "mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing"
+        }
         Tracefs::Absent => "! mountpoint -q /sys/kernel/tracing || umount /sys/kernel/tracing",
     };
     let inner = Flowend::command(&["run"]);
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
+    command.args(["--mount", "sh", "-c", &format!("{{ {mount}; }} && exec \"$0\" \"$@\"")]);
     command.arg(inner.get_program()).args(inner.get_args());
     for setting in settings {
         command.args(["--set", setting]);

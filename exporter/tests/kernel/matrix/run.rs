@@ -1,9 +1,11 @@
 //! One flowend, one receiver, three families side by side, and the comparison at the end.
 
 use std::fmt::Write as _;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use flowend::demo::{Received, Receiver};
+use flowend::kernel::IPV6_SYN_ACKS;
 
 use super::super::connections::Role;
 use super::super::support::{Cgroup, Flowend, can_run};
@@ -18,8 +20,6 @@ const TOOLS: &[&str] = &["ip", "ss", "unshare", "mount", "mountpoint"];
 const NO_NEWS: Duration = Duration::from_secs(5);
 /// A record too many is there by then.
 const GRACE: Duration = Duration::from_millis(300);
-/// Before this kernel an IPv6 SYN-ACK does not reach the egress hook.
-const IPV6_SYN_ACKS_SHOWN: (u32, u32) = (6, 6);
 
 /// A case and what it made in one family.
 struct Outcome {
@@ -103,8 +103,10 @@ fn make_all(
             })
         });
         ready.wait();
-        let flowend = start();
+        // Where it fails, too: the families wait for it.
+        let flowend = std::panic::catch_unwind(AssertUnwindSafe(start));
         started.wait();
+        let flowend = flowend.unwrap_or_else(|cause| std::panic::resume_unwind(cause));
         let outcomes = families
             .into_iter()
             .flat_map(|family| family.join().expect("a family's cases"))
@@ -130,7 +132,7 @@ async fn wait_for(receiver: &Receiver, expected: usize) {
 impl Outcome {
     /// What is true of its connections, as far as this kernel shows it.
     fn ends(&self) -> Vec<Ends> {
-        let hidden = self.family == Family::V6 && kernel() < IPV6_SYN_ACKS_SHOWN;
+        let hidden = self.family == Family::V6 && !IPV6_SYN_ACKS.is_here();
         let shown = |ends: &Ends| if hidden { ends.without_syn_acks() } else { *ends };
         self.case.ends.iter().map(shown).collect()
     }
@@ -138,14 +140,6 @@ impl Outcome {
     fn records(&self) -> usize {
         self.ends().into_iter().map(Ends::records).sum()
     }
-}
-
-/// Major and minor number of the kernel that runs this.
-fn kernel() -> (u32, u32) {
-    let name = nix::sys::utsname::uname().expect("uname");
-    let release = name.release().to_str().expect("a release");
-    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse().ok());
-    numbers.next().zip(numbers.next()).expect("two numbers")
 }
 
 /// Everything that is wrong, each with its case.
