@@ -88,7 +88,8 @@ impl Sidecar {
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
-        let source = RingSource::new(ring, lost, skipped, settings.drain_interval)?;
+        let asleep = probe.take_asleep().context("the BPF object has no map ASLEEP")?;
+        let source = RingSource::new(ring, asleep, lost, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
         let control = Control::start(settings, &own)?;
         let ledger = Arc::new(Ledger::default());

@@ -5,6 +5,8 @@ use anyhow::Context as _;
 use aya::Ebpf;
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
 
+use crate::bench::median;
+
 /// Runs of one program in a round; the kernel reports the mean of them.
 const REPEAT: u32 = 1_000_000;
 const ROUNDS: usize = 11;
@@ -74,11 +76,6 @@ fn measure(ebpf: &mut Ebpf, name: &str, packet: &[u8]) -> anyhow::Result<f64> {
     let result = program.test_run(options)?;
     anyhow::ensure!(result.return_value == 1, "{name} does not let the packet pass");
     Ok(result.duration.as_nanos() as f64)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Ethernet header (test runs take one off), then the IP header on.

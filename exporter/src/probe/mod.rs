@@ -10,7 +10,7 @@ mod resolvers;
 mod tracepoint;
 mod watch;
 
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 
@@ -137,6 +137,11 @@ impl Probe {
         PerCpuArray::try_from(self.ebpf.take_map("SKIPPED")?).ok().map(Skipped)
     }
 
+    /// The flag by which user space asks to be woken; once.
+    pub fn take_asleep(&mut self) -> Option<Asleep> {
+        Array::try_from(self.ebpf.take_map("ASLEEP")?).ok().map(Asleep)
+    }
+
     /// The programs themselves, for `BPF_PROG_TEST_RUN`.
     pub const fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -150,6 +155,19 @@ impl Lost {
     /// The count of each slot of [`LOST_SLOTS`] since the programs were loaded.
     pub fn read(&self) -> [u64; LOST_SLOTS.len()] {
         sums(&self.0)
+    }
+}
+
+/// Whether user space sleeps until the ring holds something.
+pub struct Asleep(Array<MapData, u32>);
+
+impl Asleep {
+    /// Has the programs wake whoever polls the ring, once, with the next event that is reserved from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses to set it.
+    pub fn set(&mut self) -> Result<(), MapError> {
+        self.0.set(0, 1, 0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keeps the programs attached to what the targets and the resolvers mean, while cgroups come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::poll::{Pollable, register};
@@ -20,6 +21,14 @@ use crate::targets::{Pattern, Watched};
 /// Looks again after this long even if nothing was said to change: failed attachments are tried
 /// again, and programs that somebody detached come back.
 const RECHECK: Duration = Duration::from_secs(5);
+
+/// Or after so many times what that took, up to [`LONGEST_RECHECK`]: with thousands of links to ask for it would
+/// be most of what an idle flowend costs.
+const LEISURE: u32 = 2000;
+const LONGEST_RECHECK: Duration = Duration::from_secs(300);
+
+/// The same while an attachment failed, or cgroups that are gone have links, which are descriptors that others need.
+const HASTE: u32 = 20;
 
 /// The programs and where they are attached.
 #[derive(Debug)]
@@ -102,7 +111,7 @@ impl TargetWatch {
             state: tokio::sync::watch::Sender::default(),
             to_watch,
         };
-        let mut errors = watch.reconcile();
+        let mut errors = watch.reconcile(&HashSet::new());
         if watch.attached() == 0 && !errors.is_empty() {
             return Err(errors.swap_remove(0).into());
         }
@@ -112,15 +121,25 @@ impl TargetWatch {
     /// Runs until dropped.
     pub async fn run(mut self) {
         let mut to_watch = self.to_watch.subscribe();
+        let mut recheck = Instant::now() + RECHECK;
         loop {
             tokio::select! {
                 // Nothing to do with either outcome but to look.
-                _ = tokio::time::timeout(RECHECK, self.changed()) => {}
+                _ = tokio::time::timeout_at(recheck, self.changed()) => {}
                 Ok(()) = to_watch.changed() => {
                     self.watched.clone_from(&to_watch.borrow_and_update());
                 }
             }
-            self.reconcile();
+            let begun = Instant::now();
+            if begun < recheck {
+                self.reconcile(&HashSet::new());
+            } else {
+                let errors = self.reconcile(&detached_links());
+                let is_at_rest = self.dying.is_empty() && errors.is_empty();
+                let times = if is_at_rest { LEISURE } else { HASTE };
+                let pause = begun.elapsed().saturating_mul(times);
+                recheck = Instant::now() + pause.clamp(RECHECK, LONGEST_RECHECK);
+            }
         }
     }
 
@@ -163,8 +182,8 @@ impl TargetWatch {
         Ok(())
     }
 
-    /// Attaches to what is new, forgets what is gone; returns what failed.
-    fn reconcile(&mut self) -> Vec<AttachError> {
+    /// Attaches to what is new, forgets what is gone and what has lost one of these links; returns what failed.
+    fn reconcile(&mut self, detached: &HashSet<u32>) -> Vec<AttachError> {
         let mut saying = BTreeSet::new();
         let wanted = loop {
             let wanted = self.wanted();
@@ -175,7 +194,7 @@ impl TargetWatch {
         };
         saying.extend(wanted.remarks);
         // Detached only after the new attachments are made, so that no moment is without.
-        let replaced = self.forget(&wanted.attach);
+        let replaced = self.forget(&wanted.attach, detached);
         let mut errors = Vec::new();
         let mut newly_attached = false;
         for ((id, role), folder) in wanted.attach {
@@ -245,19 +264,22 @@ impl TargetWatch {
 
     /// Takes what is no longer wanted, gone, or no longer whole out of what is attached; returns what is to
     /// be detached.
-    fn forget(&mut self, wanted: &BTreeMap<(u64, Role), PathBuf>) -> Vec<Attachment> {
-        let detached = detached_links();
-        self.dying.retain(|attachment| attachment.is_whole(&detached));
+    fn forget(
+        &mut self,
+        wanted: &BTreeMap<(u64, Role), PathBuf>,
+        detached: &HashSet<u32>,
+    ) -> Vec<Attachment> {
+        self.dying.retain(|attachment| attachment.is_whole(detached));
         let mut replaced = Vec::new();
         for ((id, role), (folder, attachment)) in std::mem::take(&mut self.attached) {
             let name = cgroup::relative(&self.mount, &folder);
             if !wanted.contains_key(&(id, role)) {
-                let is_covered = folder.ancestors().skip(1).any(|above| {
-                    wanted
-                        .iter()
-                        .any(|((_, role), wanted)| *role == Role::Target && wanted == above)
-                });
                 if cgroup::id_of(&folder).is_ok_and(|now| now == id) {
+                    let is_covered = folder.ancestors().skip(1).any(|above| {
+                        wanted
+                            .iter()
+                            .any(|((_, role), wanted)| *role == Role::Target && wanted == above)
+                    });
                     let why = if is_covered {
                         "covered by another target"
                     } else if self.watched.excludes(&name) {
@@ -271,7 +293,7 @@ impl TargetWatch {
                     info!("cgroup {name}: gone; no longer attached");
                     self.dying.push(attachment);
                 }
-            } else if attachment.is_whole(&detached) {
+            } else if attachment.is_whole(detached) {
                 self.attached.insert((id, role), (folder, attachment));
             } else {
                 self.detachments.add(1);
@@ -335,7 +357,7 @@ impl TargetWatch {
             Err(nix::errno::Errno::EEXIST | nix::errno::Errno::ENOENT) => false,
             Err(error) => {
                 saying.insert(format!(
-                    "cannot watch {} ({error}); cgroups that appear there are found only every {} s; raise fs.inotify.max_user_watches",
+                    "cannot watch {} ({error}); cgroups that appear there are found only now and then, every {} s at best; raise fs.inotify.max_user_watches",
                     folder.display(),
                     RECHECK.as_secs(),
                 ));
