@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
+use caps::{Capability, CapsHashSet};
+
 use crate::cgroup;
-use crate::config::{Destination, Layered};
+use crate::config::{Confine, Destination, Layered, Settings};
+use crate::confine::{self, Outcome, Step};
 use crate::diag;
 use crate::enrich::{FEW_HOSTS, NO_EXECUTABLES, is_in_initial_pid_namespace};
 use crate::kernel::{self, FEATURES, OLDEST};
@@ -68,6 +71,7 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     if settings.names.hosts && !is_in_initial_pid_namespace() {
         say(Verdict::Less, "hosts files", FEW_HOSTS);
     }
+    confinement(settings, &mut say);
     anyhow::ensure!(bad == 0, "{bad} point(s) above are bad: `flowend run` would not work here");
     Ok(())
 }
@@ -102,34 +106,37 @@ fn version(say: &mut impl FnMut(Verdict, &str, &str)) {
     }
 }
 
-/// Bits of CapEff (include/uapi/linux/capability.h).
-const CAPABILITIES: [(u32, &str); 3] =
-    [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_SYS_PTRACE: u32 = 19;
-
-fn effective() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| {
-            let hex = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?.trim().to_owned();
-            u64::from_str_radix(&hex, 16).ok()
-        })
-        .unwrap_or(0)
+fn capabilities(say: &mut impl FnMut(Verdict, &str, &str)) {
+    let missing: Vec<_> =
+        confine::missing(&effective()).iter().map(|required| required.capability).collect();
+    for required in &confine::REQUIRED {
+        let name = required.capability.to_string();
+        if missing.contains(&required.capability) {
+            let words = format!("missing (it is {}); {}", required.purpose, confine::REMEDY);
+            say(Verdict::Bad, &name, &words);
+        } else {
+            say(Verdict::Good, &name, "held");
+        }
+    }
 }
 
-fn capabilities(say: &mut impl FnMut(Verdict, &str, &str)) {
-    let effective = effective();
-    let has = |bit: u32| effective >> bit & 1 == 1;
-    for (bit, name) in CAPABILITIES {
-        if has(bit) || (has(CAP_SYS_ADMIN) && bit != 12) {
-            say(Verdict::Good, name, "held");
-        } else {
-            say(
-                Verdict::Bad,
-                name,
-                "missing; run as root, or give it to the process (systemd: AmbientCapabilities, Kubernetes: securityContext.capabilities.add)",
-            );
+/// What this process may do; nothing, where the kernel does not tell.
+fn effective() -> CapsHashSet {
+    confine::effective().unwrap_or_default()
+}
+
+/// What `run` gives up once its programs are loaded.
+fn confinement(settings: &Settings, say: &mut impl FnMut(Verdict, &str, &str)) {
+    for Step { measure, outcome } in confine::preview(settings) {
+        let point = format!("confinement, {measure}");
+        match outcome {
+            Outcome::Done(words) => say(Verdict::Good, &point, &words),
+            Outcome::LeftOut(words) => say(Verdict::Good, &point, &format!("not used: {words}")),
+            Outcome::Failed(words) if settings.confine == Confine::Required => {
+                let remedy = "`confine` is \"required\"; allow it, or set \"auto\"";
+                say(Verdict::Bad, &point, &format!("{words}; {remedy}"));
+            }
+            Outcome::Failed(words) => say(Verdict::Less, &point, &words),
         }
     }
 }
@@ -212,11 +219,21 @@ fn process_names(process: bool, say: &mut impl FnMut(Verdict, &str, &str)) {
     if !is_in_initial_pid_namespace() {
         return say(Verdict::Less, "process names", NO_EXECUTABLES);
     }
-    if effective() >> CAP_SYS_PTRACE & 1 == 0 {
+    let effective = effective();
+    if !effective.contains(&Capability::CAP_SYS_PTRACE) {
         return say(
             Verdict::Less,
             "process names",
             "without CAP_SYS_PTRACE only for processes of the same user",
+        );
+    }
+    let lists = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE];
+    if !lists.iter().any(|capability| effective.contains(capability)) {
+        return say(
+            Verdict::Less,
+            "process names",
+            "readable; without CAP_DAC_READ_SEARCH not for connections from before the start that another user's \
+             process holds",
         );
     }
     say(Verdict::Good, "process names", "readable");

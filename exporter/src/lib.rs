@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod community_id;
 pub mod config;
+pub mod confine;
 pub mod demo;
 pub mod diag;
 pub mod dns;

@@ -9,9 +9,10 @@ use flowend::cli::{Cli, Command, ConfigArgs};
 use flowend::config::{self, ConfigError, Layered, Output, Settings, Sources};
 use flowend::notify::ServiceManager;
 use flowend::reload::{Reloader, SetLogLevel};
-use flowend::run::Sidecar;
-use flowend::{check, demo, replay};
+use flowend::run::{Loaded, Sidecar};
+use flowend::{check, confine, demo, replay};
 use ipnet::IpNet;
+use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
@@ -49,11 +50,18 @@ fn main() -> ExitCode {
 fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
     let sources = args.sources(outputs);
     let (layered, set_log_level) = load(&sources)?;
+    // They wait until somebody listens for them; then this thread takes them.
+    let early = SigSet::from_iter([UnixSignal::SIGHUP, UnixSignal::SIGTERM, UnixSignal::SIGINT]);
+    early.thread_block()?;
+    let programs = Loaded::load(&layered.settings)?;
+    // Before the runtime starts its threads, which inherit it.
+    confine::confine(&layered.settings)?;
     in_runtime(async move {
         let mut signals = StopSignals::new()?;
         // From now on it does not end the process.
         let hangups = signal(SignalKind::hangup())?;
-        let sidecar = Sidecar::start(&layered.settings)?;
+        early.thread_unblock()?;
+        let sidecar = Sidecar::start_with(programs, &layered.settings)?;
         let manager = ServiceManager;
         let (reloader, reloads) = Reloader::new(sources, layered, set_log_level, manager);
         tokio::spawn(reloader.run(hangups));

@@ -60,6 +60,35 @@ pub struct Sidecar {
     shutdown_timeout: Duration,
 }
 
+/// The programs in the kernel, not attached to anything yet. With them the part of the start is over that takes
+/// the most privileges.
+#[derive(Debug)]
+pub struct Loaded {
+    mount: PathBuf,
+    probe: Probe,
+    errors_reported: bool,
+}
+
+impl Loaded {
+    /// Loads the programs, and has the kernel's error reports told. Needs no runtime.
+    ///
+    /// # Errors
+    /// The first thing that is missing, with the remedy.
+    pub fn load(settings: &Settings) -> anyhow::Result<Self> {
+        let mount = find_mount(settings)?;
+        say_unknowns(settings);
+        let mut probe = Probe::load(LoadOptions::of(settings))?;
+        let errors_reported = match probe.attach_errors() {
+            Ok(()) => true,
+            Err(error) => {
+                info!("{error}");
+                false
+            }
+        };
+        Ok(Self { mount, probe, errors_reported })
+    }
+}
+
 /// What became of every end, when the sidecar has stopped.
 #[derive(Debug)]
 pub struct Report {
@@ -82,9 +111,15 @@ impl Sidecar {
     /// # Errors
     /// The first thing that is missing, with the remedy; then nothing stays attached.
     pub fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let mount = find_mount(settings)?;
-        say_unknowns(settings);
-        let mut probe = Probe::load(LoadOptions::of(settings))?;
+        Self::start_with(Loaded::load(settings)?, settings)
+    }
+
+    /// The same with programs that are loaded already.
+    ///
+    /// # Errors
+    /// As [`Sidecar::start`].
+    pub fn start_with(loaded: Loaded, settings: &Settings) -> anyhow::Result<Self> {
+        let Loaded { mount, mut probe, errors_reported } = loaded;
         let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
@@ -95,13 +130,6 @@ impl Sidecar {
         let ledger = Arc::new(Ledger::default());
         let outputs = Outputs::start(settings, &own, &ledger)?;
         let paths = Paths::new(MAX_PATHS);
-        let errors_reported = match probe.attach_errors() {
-            Ok(()) => true,
-            Err(error) => {
-                info!("{error}");
-                false
-            }
-        };
         let pipeline = Pipeline::new(
             FlowSettings {
                 max: settings.max_flows,

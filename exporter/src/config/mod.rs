@@ -24,7 +24,7 @@ pub(crate) use receiver::header;
 pub use receiver::{
     ClientFiles, Compression, Destination, NamedFile, Protocol, Receiver, TlsFiles,
 };
-pub use settings::{Export, Output, Profile, Settings};
+pub use settings::{Confine, Export, Output, Profile, Settings};
 pub use spool::SpoolSettings;
 
 /// The commented default configuration, which is also the lowest layer.

@@ -10,6 +10,7 @@ pub(super) struct RawSettings {
     pub(super) targets: Vec<String>,
     pub(super) exclude: Vec<String>,
     pub(super) cgroup_mount: String,
+    pub(super) confine: String,
     pub(super) outputs: Vec<String>,
     pub(super) events: Vec<String>,
     pub(super) progress: RawProgress,

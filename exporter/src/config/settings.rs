@@ -34,6 +34,8 @@ pub struct Settings {
     pub watched: Watched,
     /// The cgroup2 mount, where the user names one.
     pub cgroup_mount: Option<PathBuf>,
+    /// Whether flowend gives up what it needs no more once it has started.
+    pub confine: Confine,
     /// Where records go.
     pub outputs: Vec<Output>,
     /// The kinds of records that are made.
@@ -94,6 +96,17 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// Where requests wait out an outage, if on a disk.
     pub spool: Option<SpoolSettings>,
+}
+
+/// Whether flowend gives up what it needs no more once it has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confine {
+    /// As far as the kernel lets it.
+    Auto,
+    /// All of it, or flowend does not start.
+    Required,
+    /// It keeps everything.
+    Off,
 }
 
 /// Where records go.
@@ -178,6 +191,12 @@ impl Settings {
                 exclude: patterns("exclude", &raw.exclude, origin)?,
             },
             cgroup_mount: non_empty(raw.cgroup_mount).map(PathBuf::from),
+            confine: one_of(
+                "confine",
+                &raw.confine,
+                &[("auto", Confine::Auto), ("required", Confine::Required), ("off", Confine::Off)],
+                origin,
+            )?,
             outputs,
             events: events(&raw.events, origin)?,
             progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,

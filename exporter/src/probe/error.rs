@@ -5,8 +5,12 @@ use std::io;
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+use nix::errno::Errno;
 
+use crate::confine;
 use crate::errors::error_chain;
+
+const HELD: &str = "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held";
 
 const CAPABILITIES: &str =
     "run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
@@ -14,8 +18,22 @@ const CAPABILITIES: &str =
 /// Why the programs cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// EPERM.
-    #[error("{what}: the kernel refused (EPERM); {CAPABILITIES}")]
+    /// EPERM, or the verifier's no to those who lack CAP_PERFMON (EACCES).
+    #[error("{what}: the kernel refused ({errno:?}): {missing}")]
+    Missing {
+        /// Map or program.
+        what: String,
+        /// Of the system.
+        errno: Errno,
+        /// The capabilities, and what to do.
+        missing: String,
+    },
+    /// EPERM, though every capability is there.
+    #[error(
+        "{what}: the kernel refused (EPERM), and {HELD}, so a security policy does (seccomp, SELinux, AppArmor, \
+         kernel lockdown): allow bpf() there; or they are held in a user namespace of its own only, where they do not \
+         count: run flowend in the host's"
+    )]
     Permission {
         /// Map or program.
         what: String,
@@ -68,9 +86,15 @@ impl LoadError {
     }
 
     fn from_io(what: String, error: &io::Error, log: &str) -> Self {
-        // EACCES is the verifier's no, EPERM a missing capability.
-        if error.raw_os_error() == Some(nix::errno::Errno::EPERM as i32) {
-            return Self::Permission { what };
+        // EACCES is the verifier's no, which it says to some programs where CAP_PERFMON is missing.
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        if let Some(errno @ (Errno::EPERM | Errno::EACCES)) = errno {
+            if let Some(missing) = confine::missing_here() {
+                return Self::Missing { what, errno, missing };
+            }
+            if errno == Errno::EPERM {
+                return Self::Permission { what };
+            }
         }
         let log = if log.is_empty() { String::new() } else { format!("\n{log}") };
         Self::Unsupported { what, cause: error.to_string(), log }
@@ -142,14 +166,9 @@ impl AttachError {
     pub(super) fn from_program(cgroup: &str, program: &str, error: &ProgramError) -> Self {
         let (cgroup, program) = (cgroup.to_owned(), program.to_owned());
         match find_io(error).and_then(io::Error::raw_os_error) {
-            Some(code) if code == nix::errno::Errno::EPERM as i32 => {
-                Self::Exclusive { cgroup, program }
-            }
-            Some(code) if code == nix::errno::Errno::E2BIG as i32 => Self::Full { cgroup, program },
-            Some(code)
-                if code == nix::errno::Errno::ENOENT as i32
-                    || code == nix::errno::Errno::ENODEV as i32 =>
-            {
+            Some(code) if code == Errno::EPERM as i32 => Self::Exclusive { cgroup, program },
+            Some(code) if code == Errno::E2BIG as i32 => Self::Full { cgroup, program },
+            Some(code) if code == Errno::ENOENT as i32 || code == Errno::ENODEV as i32 => {
                 Self::Gone { cgroup }
             }
             _ => Self::Other { cgroup, program, cause: error_chain(error) },

@@ -7,6 +7,7 @@ mod alike;
 mod bad_input;
 mod check;
 mod collector;
+mod confine;
 mod connections;
 mod container;
 mod delivery;
