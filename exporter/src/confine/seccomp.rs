@@ -142,12 +142,14 @@ const OLDER_WRITING: &[i64] =
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_WRITING: &[i64] = &[];
 
-/// Commands of bpf() that are left (include/uapi/linux/bpf.h): to look into a map, to attach, to ask what is
+/// Commands of bpf() that are left (include/uapi/linux/bpf.h): to look into a map, to write into one (that flowend sleeps), to attach, to ask what is
 /// attached. No program is loaded, no map made, and nothing of others is opened by its id.
 const BPF_MAP_LOOKUP_ELEM: u64 = 1;
+const BPF_MAP_UPDATE_ELEM: u64 = 2;
 const BPF_OBJ_GET_INFO_BY_FD: u64 = 15;
 const BPF_LINK_CREATE: u64 = 28;
-const BPF_COMMANDS: [u64; 3] = [BPF_MAP_LOOKUP_ELEM, BPF_OBJ_GET_INFO_BY_FD, BPF_LINK_CREATE];
+const BPF_COMMANDS: [u64; 4] =
+    [BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET_INFO_BY_FD, BPF_LINK_CREATE];
 
 /// Requests of ioctl() that are left: of the terminal those that ask, and what tokio and std set of a descriptor.
 const IOCTLS: [u64; 5] = [
