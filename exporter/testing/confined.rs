@@ -55,9 +55,9 @@ fn tries(
     let netlink = |protocol| {
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).map(drop)
     };
-    let mark = || -> Result<(), Errno> {
+    let time_to_live = || -> Result<(), Errno> {
         let any = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        setsockopt(&any, sockopt::IpTransparent, &true)
+        setsockopt(&any, sockopt::Ipv4Ttl, &64)
     };
     let listener = TcpListener::bind("127.0.0.1:0");
     let connect = || TcpStream::connect(listener.as_ref().ok()?.local_addr().ok()?).ok();
@@ -70,7 +70,7 @@ fn tries(
         ("enter a network namespace", setns(own_network(), CloneFlags::CLONE_NEWNET)),
         ("routes", netlink(Some(SockProtocol::NetlinkRoute))),
         ("sockets of the kernel", netlink(Some(SockProtocol::NetlinkSockDiag))),
-        ("transparent proxy", mark()),
+        ("option of IP", time_to_live()),
         ("load a program", flowend_loads()),
         ("read", of_io(std::fs::read("/etc/passwd"))),
         ("executable of another", of_io(std::fs::read_link(format!("/proc/{pid}/exe")))),

@@ -57,7 +57,8 @@ pub fn missing(effective: &CapsHashSet) -> Vec<&'static Required> {
     let stands_in = effective.contains(&Capability::CAP_SYS_ADMIN);
     let is_missing = |required: &&Required| {
         let part_of_it = required.capability != Capability::CAP_NET_ADMIN;
-        !effective.contains(&required.capability) && !(stands_in && part_of_it)
+        let is_there = effective.contains(&required.capability) || (stands_in && part_of_it);
+        !is_there
     };
     REQUIRED.iter().filter(is_missing).collect()
 }

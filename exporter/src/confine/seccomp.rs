@@ -151,14 +151,14 @@ const BPF_LINK_CREATE: u64 = 28;
 const BPF_COMMANDS: [u64; 4] =
     [BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET_INFO_BY_FD, BPF_LINK_CREATE];
 
-/// Requests of ioctl() that are left: of the terminal those that ask, and what tokio and std set of a descriptor.
-const IOCTLS: [u64; 5] = [
-    libc::TCGETS as u64,
-    libc::TIOCGWINSZ as u64,
-    libc::FIONREAD as u64,
-    libc::FIONBIO as u64,
-    libc::FIOCLEX as u64,
-];
+/// Requests of ioctl() that are left (include/uapi/asm-generic/ioctls.h): of the terminal those that ask, and what tokio
+/// and std set of a descriptor. As numbers, since the C libraries give them different types.
+const TCGETS: u64 = 0x5401;
+const TIOCGWINSZ: u64 = 0x5413;
+const FIONREAD: u64 = 0x541b;
+const FIONBIO: u64 = 0x5421;
+const FIOCLEX: u64 = 0x5451;
+const IOCTLS: [u64; 5] = [TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
