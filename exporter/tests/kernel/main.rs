@@ -19,6 +19,7 @@ mod dns_rewrite;
 mod hosts;
 mod http;
 mod json;
+mod killed;
 mod ledger;
 mod limits;
 mod link;
