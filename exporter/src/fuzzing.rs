@@ -10,7 +10,9 @@ use hickory_proto::rr::RData;
 
 use crate::dns::stream::{StreamLimits, Streams};
 use crate::dns::{Dns, DnsSettings, Scope};
+use crate::export::Signal;
 use crate::export::spool::fuzz as spool;
+use crate::export::transport::fuzz as answer;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -145,6 +147,26 @@ pub fn spool_file(input: &[u8]) {
     }
 }
 
+/// The answer of a receiver: a byte of choices, the status, headers and trailers, each as the number of a name, length
+/// and value, and the body. Bits of the choices: gRPC, the signal, and two bits each for how many headers and trailers.
+pub fn otlp_answer(input: &[u8]) {
+    let mut reader = Reader(input);
+    let Some([choices, high, low]) = reader.take() else { return };
+    let mut fields = |count: u8| -> Vec<_> {
+        (0..count).map_while(|_| Some((reader.take::<1>()?[0], reader.counted()?))).collect()
+    };
+    let headers = fields(choices >> 2 & 3);
+    let trailers = fields(choices >> 4 & 3);
+    answer::check(&answer::Given {
+        is_grpc: choices & 1 != 0,
+        signal: if choices & 2 == 0 { Signal::Logs } else { Signal::Traces },
+        status: u16::from_be_bytes([high, low]),
+        headers,
+        trailers,
+        body: reader.0,
+    });
+}
+
 /// A query that this answers: with its question where it has one that can be read.
 fn query_for(answer: &[u8], parsed: Option<&Message>) -> Vec<u8> {
     let id = answer.first_chunk::<2>().map_or(0, |id| u16::from_be_bytes(*id));
@@ -246,5 +268,10 @@ mod tests {
     #[test]
     fn every_spool_file_of_the_corpus_is_handled() {
         run_corpus("spool_file", 12, spool_file);
+    }
+
+    #[test]
+    fn every_answer_of_the_corpus_is_handled() {
+        run_corpus("otlp_answer", 16, otlp_answer);
     }
 }

@@ -15,7 +15,7 @@ mod sinks;
 pub mod spool;
 mod spooled;
 mod stream;
-mod transport;
+pub(crate) mod transport;
 
 pub use exporter::Wire;
 pub use held::Held;

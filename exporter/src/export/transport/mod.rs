@@ -6,6 +6,8 @@
 mod answer;
 mod client;
 mod compress;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod grpc;
 mod headers;
 mod http;
