@@ -17,7 +17,7 @@ use super::support::{Killed, collect, skip};
 const TEST: &str = "the_collector_names_the_pod_of_a_uid_and_of_a_container";
 
 /// Longer than anything here takes; a test that reaches it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const ORDERS: Pod = Pod {
     namespace: "shop",
@@ -67,7 +67,23 @@ fn the_collector_names_the_pod_of_a_uid_and_of_a_container() {
         let collector = Collector::start(&program, &api, with_list);
         check_names(&api, &collector);
         assert_eq!(api.not_answered(), [""; 0]);
-        // What the collector's role in deploy/kubernetes/ has to allow, and no more.
+        // What the collector's roles have to allow, and no more.
+        for file in [
+            "kubernetes/collector.yaml",
+            "kubernetes/gateway.yaml",
+            "helm/flowend/templates/collector.yaml",
+        ] {
+            let text = std::fs::read_to_string(root().join("deploy").join(file)).unwrap();
+            let lines = |key: &str| {
+                text.lines().map(str::trim).filter(|l| l.starts_with(key)).collect::<Vec<_>>()
+            };
+            let allowed = (lines("resources: ["), lines("verbs: ["));
+            assert_eq!(
+                allowed,
+                (vec!["resources: [pods]"], vec!["verbs: [list, watch]"]),
+                "{file}"
+            );
+        }
         let mut asked = BTreeSet::from([("watch", "", "pods")]);
         if with_list {
             asked.insert(("list", "", "pods"));
@@ -171,6 +187,10 @@ fn check_names(api: &Api, collector: &Collector) {
     });
 }
 
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Signal {
     Logs,
@@ -200,11 +220,10 @@ impl Collector {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = folder.path().join("kubeconfig");
         api.write_kubeconfig(&kubeconfig);
-        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         let http = free_port();
         let mut command = Command::new(program);
         for file in ["otel-collector.yaml", "deploy/collector/kubernetes.yaml"] {
-            command.arg(format!("--config={}", root.join(file).display()));
+            command.arg(format!("--config={}", root().join(file).display()));
         }
         for over in [
             "exporters::debug: {verbosity: detailed, use_internal_logger: false}",

@@ -3,7 +3,8 @@
 //!
 //! Needs root, Debian's `prometheus` and `dnsmasq-base`, and the programs that `collector/build` and
 //! `backends/build` make, named by TEST_COLLECTOR, TEST_TEMPO, TEST_LOKI and TEST_JAEGER. Without them the tests say on
-//! stderr that they are skipped; with TEST_REQUIRE=all a skip is a failure.
+//! stderr that they are skipped; with TEST_REQUIRE=all a skip is a failure. Debian's Prometheus is older than the one in
+//! deploy/compose/compose.yaml.
 
 mod files;
 mod http;

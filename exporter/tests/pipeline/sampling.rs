@@ -7,7 +7,7 @@ use super::stores::eventually;
 
 const TEST: &str = "sampled_at_one_percent_the_counts_are_still_true";
 
-const ORDERS: usize = 250;
+const ORDERS: usize = 600;
 const RESETS: usize = 5;
 const ENDS: usize = 4 * ORDERS + 2 * RESETS;
 
@@ -34,7 +34,8 @@ fn sampled_at_one_percent_the_counts_are_still_true() {
     assert_eq!(status, Some(0), "{messages}");
     let reported = exported(&messages);
     // Errors are kept whatever the ratio says; of the rest every hundredth connection, give or take.
-    assert!((2 * RESETS..2 * RESETS + ENDS / 10).contains(&reported), "{messages}");
+    // That none of so many is kept happens once in 100,000 runs, and that four times too many are, far less often.
+    assert!(reported > 2 * RESETS && reported < 2 * RESETS + ENDS / 25, "{messages}");
     stack.network.reach(|| {
         eventually("Loki's lines", || {
             let lines = stores.loki(r#"{service_name=~".+"}"#)?;

@@ -44,6 +44,8 @@ fn each_store_shows_what_the_services_did() {
         prometheus_has_the_graph(&stores);
         prometheus_has_the_counts(&stores);
         each_panel_has_data(&stores);
+        // Nothing was sent twice.
+        assert_eq!(stores.sent().unwrap(), [ENDS as u64; 2]);
     });
     let (status, messages) = flowend.stop();
     assert_eq!(status, Some(0), "{messages}");
@@ -183,7 +185,16 @@ fn links_lead_from_a_trace_to_its_records_and_counts(stores: &Stores, trace: &st
     assert_eq!(lines[0].labels["trace_id"], trace);
     let to_counts = query("sum by (reason)").replace("$__tags", r#"service="frontend""#);
     assert!(!to_counts.contains('$'), "{to_counts}");
-    eventually(&to_counts, || stores.total(&to_counts));
+    eventually(&to_counts, || {
+        let series = stores.prometheus(&to_counts)?;
+        let reasons: Vec<_> =
+            series.iter().filter_map(|(labels, _)| labels.get("reason")).collect();
+        if reasons.iter().any(|reason| *reason == "fin") {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}"))
+        }
+    });
 }
 
 /// The edges, by Tempo and by the Collector.

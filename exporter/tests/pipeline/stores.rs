@@ -139,11 +139,31 @@ impl Stores {
         if spans.is_empty() { Err(format!("no spans: {answer}")) } else { Ok(spans) }
     }
 
+    /// Log records that Loki was sent, and spans that Tempo was sent: by their own counters, for what they show
+    /// afterwards has each of them once.
+    pub(crate) fn sent(&self) -> Result<[u64; 2], String> {
+        Ok([
+            counter(&self.loki, "loki_distributor_lines_received_total")?,
+            counter(&self.tempo, "tempo_distributor_spans_received_total")?,
+        ])
+    }
+
     /// A trace as Jaeger's user interface gets it.
     pub(crate) fn jaeger_trace(&self, id: &str) -> Result<Value, String> {
         let answer = json(&format!("{}/api/traces/{id}", self.jaeger))?;
         answer["data"].get(0).cloned().ok_or_else(|| format!("no trace: {answer}"))
     }
+}
+
+/// The sum of a counter that a program tells of itself.
+fn counter(program: &str, name: &str) -> Result<u64, String> {
+    let (status, body) = get(&format!("{program}/metrics"));
+    let samples = body.lines().filter_map(|line| line.strip_prefix(name)?.split(' ').next_back());
+    let values: Vec<f64> = samples.filter_map(|value| value.parse().ok()).collect();
+    if status != 200 || values.is_empty() {
+        return Err(format!("{program}: no {name}: {status}"));
+    }
+    Ok(values.iter().sum::<f64>() as u64)
 }
 
 /// Attributes as OTLP's JSON has them, each with its bare value.

@@ -63,6 +63,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- /* Where a flowend sends that has no agent beside it. */ -}}
 {{- define "flowend.endpoint" -}}
+{{- if and (eq .Values.mode "sidecar") (eq .Values.collector.mode "gateway") (not .Values.collector.endpoint) -}}
+{{- fail "collector.mode: \"gateway\" is for daemonset: each sidecar would choose a gateway for itself, and the two spans of a connection would not meet; take \"single\", or say collector.endpoint, an agent of yours" -}}
+{{- end -}}
 {{- if .Values.collector.endpoint -}}
 {{- .Values.collector.endpoint -}}
 {{- else if eq .Values.collector.mode "external" -}}
@@ -163,6 +166,8 @@ while the Collector is away.
       value: {{ contains ":" .Values.collector.listenAddress | ternary "[::]:9464" "0.0.0.0:9464" | quote }}
     - name: FLOWEND_TELEMETRY__OTLP
       value: "true"
+    - name: FLOWEND_TELEMETRY__OTLP_INTERVAL
+      value: 15s
     {{- with .Values.sidecar.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

@@ -138,6 +138,18 @@ async fn an_answer_that_is_too_large_is_not_read_to_its_end() {
     }
 }
 
+/// Where a server was before. Another test's client may have got the port in between, for as long as it lives.
+async fn listen_again(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            listener => return listener.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_new_connection_follows_a_server_that_was_away() {
     for protocol in BOTH {
@@ -158,7 +170,7 @@ async fn a_new_connection_follows_a_server_that_was_away() {
         let _ = first.await;
         let why = again(client.send(Bytes::new()).await);
         assert!(!why.is_empty());
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = listen_again(address).await;
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             connection(stream, protocol == Protocol::Grpc, serve).await;
