@@ -111,8 +111,11 @@ fn ends_in_a_row(ends: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The data path with its default limits, and what comes out of it.
-fn data_path() -> Result<(Pipeline, Arc<Queue<Arc<Record>>>), Box<dyn Error>> {
+/// A data path, and what comes out of it.
+type DataPath = (Pipeline, Arc<Queue<Arc<Record>>>);
+
+/// With its default limits.
+fn data_path() -> Result<DataPath, Box<dyn Error>> {
     let ledger = Arc::new(Ledger::default());
     let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &ledger);
     let queue = Queue::new(Limits { records: 2 * AT_A_TIME as usize, bytes: usize::MAX }, output);

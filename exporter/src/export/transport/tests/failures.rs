@@ -139,7 +139,7 @@ async fn an_answer_that_is_too_large_is_not_read_to_its_end() {
 }
 
 /// Where a server was before. Another test's client may have got the port in between, for as long as it lives.
-async fn listen_again(address: SocketAddr) -> TcpListener {
+async fn listen_again(address: std::net::SocketAddr) -> TcpListener {
     loop {
         match TcpListener::bind(address).await {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
