@@ -4,26 +4,21 @@
 //! Each stage includes those before it; the last two are two ways to the same requests. The baseline, in the
 //! same run, is reading the events out of their bytes and doing nothing with them.
 
+#[path = "../testing/data_path.rs"]
+mod data_path;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flowend::cgroup::Paths;
-use flowend::config::{Profile, ScopeKind};
-use flowend::dns::{Dns, DnsSettings, Scopes};
+use data_path::data_path;
+use flowend::config::Profile;
 use flowend::encode::wire::{self, RecordEncoder};
 use flowend::encode::{self, LogEncoder, Mapping};
-use flowend::enrich::{Processes, WorkloadSettings, Workloads};
-use flowend::exclude::Excluded;
-use flowend::export::{Limits, OwnSockets, Queue, Signal, Sink, Sinks};
+use flowend::export::{Limits, Queue, Signal};
 use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
-use flowend::ids::Ids;
-use flowend::ledger::{Ledger, OutputLedger};
-use flowend::pipeline::{OpenedNames, Pipeline, Stages};
-use flowend::record::{EventSet, Record, RecordKind};
-use flowend::sample::{Sampler, SamplingSettings};
-use flowend::telemetry::ConnectionCounts;
+use flowend::record::{Record, RecordKind};
 use flowend_probe_types::{
     ACK, Addr, Event, EventKind, FIN, ProcessEvent, SYN, TcpEvent, TcpState,
 };
@@ -113,39 +108,7 @@ fn flow(steps: &[Step]) -> u64 {
 }
 
 fn run_pipeline(steps: &[Step]) -> Arc<Queue<Arc<Record>>> {
-    let ledger = Arc::new(Ledger::default());
-    let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &ledger);
-    let queue = Queue::new(Limits { records: ENDS as usize, bytes: usize::MAX }, output);
-    let mapping = Arc::new(Mapping::new(Profile::Semconv));
-    let mut pipeline = Pipeline::new(
-        FlowSettings::default(),
-        Stages {
-            processes: Processes::new(1 << 18),
-            workloads: Workloads::new(
-                "/nonexistent".into(),
-                Paths::new(16),
-                WorkloadSettings::default(),
-            ),
-            dns: Dns::new(DnsSettings {
-                cache_bytes: 1 << 20,
-                min_ttl: Duration::from_secs(5),
-                max_ttl: Duration::from_secs(60),
-            }),
-            scopes: Scopes::new(ScopeKind::Cgroup, Vec::new()),
-            hosts: None,
-            reverse: None,
-            opened: OpenedNames::new(1 << 18),
-            own: OwnSockets::default(),
-            excluded: Excluded::new(Vec::new()),
-            ids: Ids::new("bench", 1),
-            community_id: None,
-            peer_cidrs: vec!["10.0.0.0/8".parse().expect("a range")],
-            connections: ConnectionCounts::new(200),
-            sampler: Sampler::new(SamplingSettings::default()),
-            ledger,
-            sinks: Sinks::new(mapping, vec![Sink::Lines(Arc::clone(&queue))]),
-        },
-    );
+    let (mut pipeline, queue) = data_path(ENDS as usize);
     for step in steps {
         pipeline.event(&decode(step), 0);
     }

@@ -5,24 +5,16 @@
 //!
 //! A process for each measurement: what the allocator keeps of one would hide what the next one takes.
 
+#[path = "data_path.rs"]
+mod data_path;
+
 use std::error::Error;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flowend::cgroup::Paths;
-use flowend::config::{Profile, ScopeKind};
-use flowend::dns::{Dns, DnsSettings, Scopes};
-use flowend::encode::Mapping;
-use flowend::enrich::{Processes, WorkloadSettings, Workloads};
-use flowend::exclude::Excluded;
-use flowend::export::{Limits, OwnSockets, Queue, Sink, Sinks};
+use data_path::data_path;
+use flowend::export::Limits;
 use flowend::flow::{FlowEvent, FlowSettings, FlowTable};
-use flowend::ids::Ids;
-use flowend::ledger::{Ledger, OutputLedger};
-use flowend::pipeline::{OpenedNames, Pipeline, Stages};
-use flowend::record::{EventSet, Record, RecordKind};
-use flowend::sample::{Sampler, SamplingSettings};
-use flowend::telemetry::ConnectionCounts;
+use flowend::record::RecordKind;
 use flowend_probe_types::{ACK, Addr, Event, EventKind, FIN, SYN, TcpEvent, TcpState};
 
 /// From one event to the next, by the kernel's clock.
@@ -74,7 +66,7 @@ fn table(connections: u64) -> Result<(), Box<dyn Error>> {
 
 /// Prints ends and resident bytes, after each tenth; all have been taken from the queue by then.
 fn ends_in_a_row(ends: u64) -> Result<(), Box<dyn Error>> {
-    let (mut pipeline, queue) = data_path()?;
+    let (mut pipeline, queue) = data_path(2 * AT_A_TIME as usize);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (mut clock, mut taken, mut said) = (0, 0, 0);
     let mut next = 0;
@@ -109,47 +101,6 @@ fn ends_in_a_row(ends: u64) -> Result<(), Box<dyn Error>> {
         return Err(format!("{} ends of {ends} connections", taken + left).into());
     }
     Ok(())
-}
-
-/// A data path, and what comes out of it.
-type DataPath = (Pipeline, Arc<Queue<Arc<Record>>>);
-
-/// With its default limits.
-fn data_path() -> Result<DataPath, Box<dyn Error>> {
-    let ledger = Arc::new(Ledger::default());
-    let output = OutputLedger::new("otlp", "logs", EventSet::ENDS, &ledger);
-    let queue = Queue::new(Limits { records: 2 * AT_A_TIME as usize, bytes: usize::MAX }, output);
-    let flows = FlowSettings::default();
-    let stages = Stages {
-        processes: Processes::new(flows.max),
-        workloads: Workloads::new(
-            "/nonexistent".into(),
-            Paths::new(16),
-            WorkloadSettings::default(),
-        ),
-        dns: Dns::new(DnsSettings {
-            cache_bytes: 32 << 20,
-            min_ttl: Duration::from_secs(5),
-            max_ttl: Duration::from_hours(24),
-        }),
-        scopes: Scopes::new(ScopeKind::Cgroup, Vec::new()),
-        hosts: None,
-        reverse: None,
-        opened: OpenedNames::new(flows.max),
-        own: OwnSockets::default(),
-        excluded: Excluded::new(Vec::new()),
-        ids: Ids::new("bench", 1),
-        community_id: None,
-        peer_cidrs: vec!["10.0.0.0/8".parse()?],
-        connections: ConnectionCounts::new(200),
-        sampler: Sampler::new(SamplingSettings::default()),
-        ledger,
-        sinks: Sinks::new(
-            Arc::new(Mapping::new(Profile::Semconv)),
-            vec![Sink::Lines(Arc::clone(&queue))],
-        ),
-    };
-    Ok((Pipeline::new(flows, stages), queue))
 }
 
 /// An event of a client's socket: its kind, the flags of the segment, the state of the socket.

@@ -75,22 +75,8 @@ fn both_ends_agree_across_a_router_that_translates_both_addresses() {
     let (client_ns, router_ns, server_ns) = (Netns::new(), Netns::new(), Netns::new());
     for (netns, address, other) in [(&client_ns, "10.99.1", "c"), (&server_ns, "10.99.2", "s")] {
         let link = format!("{other}0");
-        router_ns.ip(&[
-            "link",
-            "add",
-            &link,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            &netns.name,
-        ]);
+        router_ns.link(&link, netns, &format!("{address}.2/24"));
         router_ns.ip(&["addr", "add", &format!("{address}.1/24"), "dev", &link]);
-        router_ns.ip(&["link", "set", &link, "up"]);
-        netns.ip(&["addr", "add", &format!("{address}.2/24"), "dev", "eth0"]);
-        netns.ip(&["link", "set", "eth0", "up"]);
         netns.ip(&["route", "add", "default", "via", &format!("{address}.1")]);
     }
     router_ns.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::connections::Role;
-use super::support::{Cgroup, Flowend, Netns, Puppet, Socket, can_run, wait_until};
+use super::support::{Cgroup, Flowend, Netns, Puppet, Socket, can_run, path, wait_until};
 use Role::{Client, Server};
 
 const DEVICE: &str = "veth0";
@@ -110,11 +110,10 @@ fn join(client: &Netns, server: &Netns) {
 
 /// Delays and loses what leaves this end; the error is a kernel without the emulator.
 fn emulate(netns: &Netns) -> Result<(), String> {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new("tc")
         .args(["-n", &netns.name, "qdisc", "add", "dev", DEVICE, "root", "netem"])
         .args(NETEM.split(' '))
-        .env("PATH", path)
+        .env("PATH", path())
         .output()
         .expect("tc");
     let says = String::from_utf8_lossy(&output.stderr);

@@ -131,10 +131,14 @@ impl Drop for Cgroup {
     }
 }
 
+/// The PATH with the folders of tools and servers, which not everybody's leads to.
+pub(crate) fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
 /// Runs a command of iproute2 or nftables.
 pub(crate) fn run(command: &str, args: &[&str]) {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(command).args(args).env("PATH", path).output().expect(command);
+    let output = Command::new(command).args(args).env("PATH", path()).output().expect(command);
     assert!(
         output.status.success(),
         "{command} {args:?}: {}",
@@ -159,6 +163,15 @@ impl Netns {
     /// Runs `ip` inside.
     pub(crate) fn ip(&self, args: &[&str]) {
         run("ip", &[&["-n", &self.name], args].concat());
+    }
+
+    /// Makes a link to another namespace: there it is eth0, up and with this address, and here it has this name.
+    pub(crate) fn link(&self, name: &str, other: &Self, address: &str) {
+        let there = ["peer", "name", "eth0", "netns", &other.name];
+        self.ip(&[&["link", "add", name, "type", "veth"], &there[..]].concat());
+        self.ip(&["link", "set", name, "up"]);
+        other.ip(&["addr", "add", address, "dev", "eth0"]);
+        other.ip(&["link", "set", "eth0", "up"]);
     }
 
     /// Runs any command inside.

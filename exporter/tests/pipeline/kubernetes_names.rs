@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::kubernetes_api::{Api, Pod, Workload};
-use super::support::{Killed, collect, skip};
+use super::network::shipped;
+use super::programs::{LONG, built};
+use super::support::{Killed, collect};
 
 const TEST: &str = "the_collector_names_the_pod_of_a_uid_and_of_a_container";
-
-/// Longer than anything here takes; a test that reaches it fails.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 const ORDERS: Pod = Pod {
     namespace: "shop",
@@ -60,7 +59,7 @@ fn resource(attributes: &[(&str, &str)]) -> Resource {
 
 #[test]
 fn the_collector_names_the_pod_of_a_uid_and_of_a_container() {
-    let Some(program) = program() else { return };
+    let Some(program) = built(TEST, "TEST_COLLECTOR", "collector/build") else { return };
     // An older cluster lists, and watches from there; a newer one sends what there is in the watch.
     for with_list in [false, true] {
         let api = Api::start(&[ORDERS, LEDGER]);
@@ -73,7 +72,7 @@ fn the_collector_names_the_pod_of_a_uid_and_of_a_container() {
             "kubernetes/gateway.yaml",
             "helm/flowend/templates/collector.yaml",
         ] {
-            let text = std::fs::read_to_string(root().join("deploy").join(file)).unwrap();
+            let text = std::fs::read_to_string(shipped("deploy").join(file)).unwrap();
             let lines = |key: &str| {
                 text.lines().map(str::trim).filter(|l| l.starts_with(key)).collect::<Vec<_>>()
             };
@@ -187,10 +186,6 @@ fn check_names(api: &Api, collector: &Collector) {
     });
 }
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Signal {
     Logs,
@@ -216,14 +211,14 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(program: &str, api: &Api, with_list: bool) -> Self {
+    fn start(program: &Path, api: &Api, with_list: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = folder.path().join("kubeconfig");
         api.write_kubeconfig(&kubeconfig);
         let http = free_port();
         let mut command = Command::new(program);
         for file in ["otel-collector.yaml", "deploy/collector/kubernetes.yaml"] {
-            command.arg(format!("--config={}", root().join(file).display()));
+            command.arg(format!("--config={}", shipped(file).display()));
         }
         for over in [
             "exporters::debug: {verbosity: detailed, use_internal_logger: false}",
@@ -278,7 +273,7 @@ impl Collector {
         };
         let body = body.to_string();
         let mut stream = TcpStream::connect(("127.0.0.1", self.http)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
         write!(
             stream,
             "POST {path} HTTP/1.1\r\nHost: collector\r\nContent-Type: application/json\r\n\
@@ -330,7 +325,7 @@ impl Collector {
     }
 
     fn wait_for(&self, mut so: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LONG;
         while !so() {
             assert!(Instant::now() < deadline, "{}{}", self.messages.lock().unwrap(), self.shown());
             std::thread::sleep(Duration::from_millis(20));
@@ -340,13 +335,4 @@ impl Collector {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// TEST_COLLECTOR names the built Collector; `.ci/run` builds it and sets this.
-fn program() -> Option<String> {
-    let program = std::env::var("TEST_COLLECTOR").ok().filter(|path| !path.is_empty());
-    if program.is_none() {
-        skip(TEST, "TEST_COLLECTOR (`export TEST_COLLECTOR=$(collector/build)`; needs Go)");
-    }
-    program
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::support::Netns;
+use super::support::{Netns, path};
 
 /// The switch's own address; hosts follow.
 const SWITCH: &str = "10.77.0.1";
@@ -97,28 +97,10 @@ impl Host {
     fn new(switch: &Netns, name: &str, i: u8) -> Self {
         let netns = Netns::new();
         let (link, address) = (format!("port{i}"), format!("10.77.0.{i}"));
-        switch.ip(&[
-            "link",
-            "add",
-            &link,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            &netns.name,
-        ]);
-        switch.ip(&["link", "set", &link, "master", "br0", "up"]);
-        netns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
-        netns.ip(&["link", "set", "eth0", "up"]);
+        switch.link(&link, &netns, &format!("{address}/24"));
+        switch.ip(&["link", "set", &link, "master", "br0"]);
         Self { name: name.into(), address, netns }
     }
-}
-
-/// Servers lie where not everybody's PATH leads to.
-fn path() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
 /// A file of the repository.

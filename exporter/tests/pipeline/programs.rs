@@ -50,7 +50,8 @@ impl Built {
     }
 }
 
-fn built(test: &str, variable: &str, build: &str) -> Option<PathBuf> {
+/// The program that a variable names and a script builds, where it is there.
+pub(crate) fn built(test: &str, variable: &str, build: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).filter(|path| !path.is_empty());
     if path.is_none() {
         skip(test, &format!("{variable} (`export {variable}=$({build} | tail -n 1)`; needs Go)"));

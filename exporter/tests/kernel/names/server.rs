@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::super::support::{Cgroup, Killed, Netns, collect, wait_until};
+use super::super::support::{Cgroup, Killed, Netns, collect, path, wait_until};
 
 /// A zone in the form of RFC 1035, section 5.
 const ZONE: &str = include_str!("names.test.zone");
@@ -78,11 +78,6 @@ fn inside(netns: &Netns, program: &str) -> Command {
     command.arg(format!("--net={}", netns.file().display())).arg(program).env("PATH", path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-/// Servers lie where not everybody's PATH leads to.
-fn path() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
 fn zone() -> String {
