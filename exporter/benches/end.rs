@@ -3,6 +3,8 @@
 //! Synthetic connections with both ends watched, as the probe reports them: 13 events for two ends.
 //! Each stage includes those before it; the last two are two ways to the same requests. The baseline, in the
 //! same run, is reading the events out of their bytes and doing nothing with them.
+//!
+//! `-- WORD` runs the stages whose names have the words, once: for a profiler, which all rounds would keep busy for long.
 
 #[path = "../testing/data_path.rs"]
 mod data_path;
@@ -35,9 +37,12 @@ const ROUNDS: usize = 7;
 const BATCH: usize = 512;
 
 fn main() {
+    // `cargo bench` adds an option of its own.
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let rounds = if only.is_some() { 1 } else { ROUNDS };
     let events = events();
     println!(
-        "{ENDS} ends, {} events; ns of CPU time per end, median of {ROUNDS} rounds",
+        "{ENDS} ends, {} events; ns of CPU time per end, median of {rounds} round(s)",
         events.len()
     );
     println!(
@@ -51,8 +56,12 @@ fn main() {
         ("... and log and span as OTLP requests", encoded),
         ("... the same by way of the SDK's types", encoded_by_sdk),
     ];
+    let stages: Vec<_> = stages
+        .into_iter()
+        .filter(|stage| only.as_ref().is_none_or(|word| stage.0.contains(word)))
+        .collect();
     let mut times = vec![Vec::new(); stages.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (stage, times) in stages.iter().zip(&mut times) {
             let start = Instant::now();
             let ends = (stage.1)(&events);

@@ -76,6 +76,11 @@ impl Paths {
         }
     }
 
+    /// All of them, the one not asked for for longest first.
+    pub fn all(&self) -> Vec<(u64, String)> {
+        self.lock().iter().map(|(id, path)| (*id, path.to_string())).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Arc<str>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

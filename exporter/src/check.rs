@@ -7,12 +7,12 @@ use std::path::Path;
 use caps::{Capability, CapsHashSet};
 
 use crate::cgroup;
-use crate::config::{Confine, Destination, Layered, Settings};
+use crate::config::{Confine, Destination, Layered, Pinning, Settings};
 use crate::confine::{self, Outcome, Step};
 use crate::diag;
 use crate::enrich::{FEW_HOSTS, NO_EXECUTABLES, is_in_initial_pid_namespace};
 use crate::kernel::{self, FEATURES, OLDEST};
-use crate::probe::{LoadOptions, PROGRAMS, Probe, Role};
+use crate::probe::{LoadOptions, Optional, PROGRAMS, PinError, Pins, Probe, Role};
 use crate::targets::{Pattern, resolve};
 
 /// How one point came out.
@@ -50,6 +50,13 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     version(&mut say);
     capabilities(&mut say);
     programs(LoadOptions::of(settings), &mut say);
+    for optional in Optional::ALL.into_iter().filter(|o| settings.without.contains(*o)) {
+        // Of the error reports their own point tells.
+        if optional != Optional::Errors {
+            let words = format!("switched off (probe.without): {}", optional.without());
+            say(Verdict::Less, optional.as_str(), &words);
+        }
+    }
     match Probe::load(LoadOptions::of(settings)) {
         Ok(mut probe) => {
             say(Verdict::Good, "ring buffer", &format!("{} bytes", settings.ring_bytes));
@@ -71,6 +78,7 @@ pub fn check(layered: &Layered) -> anyhow::Result<()> {
     if settings.names.hosts && !is_in_initial_pid_namespace() {
         say(Verdict::Less, "hosts files", FEW_HOSTS);
     }
+    pins(settings, &mut say);
     confinement(settings, &mut say);
     anyhow::ensure!(bad == 0, "{bad} point(s) above are bad: `flowend run` would not work here");
     Ok(())
@@ -89,6 +97,27 @@ fn outputs(layered: &Layered) -> String {
         }
     }
     words
+}
+
+/// Whether programs and ring can outlive flowend, where they are to.
+fn pins(settings: &Settings, say: &mut impl FnMut(Verdict, &str, &str)) {
+    let Pinning { wanted: true, folder, state } = &settings.pinning else { return };
+    let folder = folder.display();
+    match Pins::open(&settings.pinning.folder) {
+        Ok(pins) => {
+            let what = if pins.is_empty() {
+                "nothing is there yet"
+            } else {
+                "left by a flowend that does not run"
+            };
+            let words = format!("{folder}: {what}; state: {}", state.display());
+            say(Verdict::Good, "pins", &words);
+        }
+        Err(PinError::InUse { .. }) => {
+            say(Verdict::Good, "pins", &format!("{folder}: in use by a flowend that runs"));
+        }
+        Err(error) => say(Verdict::Bad, "pins", &error.to_string()),
+    }
 }
 
 /// Its version, and what kernels of that age do not show.
@@ -142,10 +171,20 @@ fn confinement(settings: &Settings, say: &mut impl FnMut(Verdict, &str, &str)) {
 }
 
 fn programs(options: LoadOptions, say: &mut impl FnMut(Verdict, &str, &str)) {
+    // The point of the ring buffer and the programs tells why.
+    if Probe::may_load().is_err() {
+        return;
+    }
     for program in PROGRAMS.iter().filter(|p| p.is_wanted(&options)) {
         match Probe::try_program(program.name) {
             Ok(()) => say(Verdict::Good, program.name, &format!("loads ({})", program.purpose)),
-            Err(error) => say(Verdict::Bad, program.name, &error.to_string()),
+            Err(error) => match program.optional().filter(|_| error.is_of_the_kernel()) {
+                Some(optional) => {
+                    let words = format!("{error}; flowend runs without it: {}", optional.without());
+                    say(Verdict::Less, program.name, &words);
+                }
+                None => say(Verdict::Bad, program.name, &error.to_string()),
+            },
         }
     }
 }
@@ -175,8 +214,9 @@ fn targets(layered: &Layered, probe: Option<Probe>, say: &mut impl FnMut(Verdict
     for folder in resolution.attach.values() {
         let name = cgroup::relative(&mount, folder);
         match probe.attach(folder, &name, Role::Target) {
-            Ok(_detached_when_dropped) => {
-                say(Verdict::Good, "target", &format!("{name}: can be attached"))
+            Ok(attachment) => {
+                say(Verdict::Good, "target", &format!("{name}: can be attached"));
+                attachment.missing().for_each(|words| say(Verdict::Less, "target", &words));
             }
             Err(error) => say(Verdict::Bad, "target", &error.to_string()),
         }

@@ -56,6 +56,12 @@ pub enum Command {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Take down what a flowend with `pin = true` left in the kernel, where none will come back.
+    Unpin {
+        /// Where the configuration comes from.
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
     /// End real connections in a cgroup of its own in several ways, and show the records of them.
     Demo {
         /// Where the configuration comes from.

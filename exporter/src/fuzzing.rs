@@ -1,6 +1,7 @@
 //! What is done with bytes that anybody can send, as functions of any bytes, each of which checks what must
 //! hold. The targets of `fuzz/` call them, and the tests with each file of `fuzz/corpus/`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -147,6 +148,29 @@ pub fn spool_file(input: &[u8]) {
     }
 }
 
+/// Settings: how many options and variables, each as a byte of its kind and its text, and then the file. Of the
+/// kinds, even numbers are `--set`, and half of them `FLOWEND_` and standard variables of OpenTelemetry each.
+pub fn config(input: &[u8]) {
+    let mut reader = Reader(input);
+    let Some([count]) = reader.take() else { return };
+    let (mut set, mut env) = (Vec::new(), BTreeMap::new());
+    for _ in 0..count % 8 {
+        let Some([kind]) = reader.take() else { return };
+        let text = String::from_utf8_lossy(reader.counted().unwrap_or_default()).into_owned();
+        match kind % 4 {
+            1 => {
+                let (name, value) = text.split_once('=').unwrap_or((&text, ""));
+                env.insert(format!("FLOWEND_{name}"), value.to_owned());
+            }
+            3 => {
+                env.insert(crate::config::fuzz::variable(kind / 4), text);
+            }
+            _ => set.push(text),
+        }
+    }
+    crate::config::fuzz::check(&String::from_utf8_lossy(reader.0), set, env);
+}
+
 /// The answer of a receiver: a byte of choices, the status, headers and trailers, each as the number of a name, length
 /// and value, and the body. Bits of the choices: gRPC, the signal, and two bits each for how many headers and trailers.
 pub fn otlp_answer(input: &[u8]) {
@@ -165,6 +189,28 @@ pub fn otlp_answer(input: &[u8]) {
         trailers,
         body: reader.0,
     });
+}
+
+/// The hosts file of a workload.
+pub fn hosts_file(input: &[u8]) {
+    crate::enrich::check_hosts_file(input).iter().for_each(|name| check_name(name));
+}
+
+/// The kernel's answer to a question for its sockets.
+pub fn sock_diag(input: &[u8]) {
+    crate::diag::check_answer(input);
+}
+
+/// The file of names that outlives a restart: as it is after a 0 in the first byte; else it is all but the last line,
+/// which has the checksum.
+pub fn names_file(input: &[u8]) {
+    let Some((choice, file)) = input.split_first() else { return };
+    crate::dns::snapshot::fuzz::check(file, *choice != 0);
+}
+
+/// The file of a capture, pcap or pcapng.
+pub fn capture(input: &[u8]) {
+    crate::replay::fuzz::file(input).iter().for_each(|name| check_name(name));
 }
 
 /// A query that this answers: with its question where it has one that can be read.
@@ -271,7 +317,32 @@ mod tests {
     }
 
     #[test]
+    fn every_configuration_of_the_corpus_is_handled() {
+        run_corpus("config", 12, config);
+    }
+
+    #[test]
     fn every_answer_of_the_corpus_is_handled() {
         run_corpus("otlp_answer", 16, otlp_answer);
+    }
+
+    #[test]
+    fn every_hosts_file_of_the_corpus_is_handled() {
+        run_corpus("hosts_file", 8, hosts_file);
+    }
+
+    #[test]
+    fn every_answer_of_sock_diag_in_the_corpus_is_handled() {
+        run_corpus("sock_diag", 8, sock_diag);
+    }
+
+    #[test]
+    fn every_file_of_names_of_the_corpus_is_handled() {
+        run_corpus("names_file", 8, names_file);
+    }
+
+    #[test]
+    fn every_capture_of_the_corpus_is_handled() {
+        run_corpus("capture", 10, capture);
     }
 }

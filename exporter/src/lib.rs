@@ -20,6 +20,7 @@ pub mod enrich;
 mod errors;
 pub mod exclude;
 pub mod export;
+pub mod fair;
 pub mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -34,8 +35,11 @@ pub mod probe;
 pub mod record;
 pub mod reload;
 pub mod replay;
+pub mod restart;
 pub mod run;
 pub mod sample;
 pub mod source;
 pub mod targets;
 pub mod telemetry;
+pub mod trim;
+mod whole_file;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flowend_probe_types::TcpState;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -32,6 +32,11 @@ const MAX_NAMESPACES: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(500);
 const LEISURE: u32 = 20;
 
+/// Looks that nothing asks for are this much rarer, down to one in [`LONGEST_PAUSE`]: each reads the folder and
+/// the processes of each watched cgroup, which with a thousand of them would be most of what an idle flowend costs.
+const LEISURE_AT_REST: u32 = 2000;
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 /// After a look that failed, another one is tried.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -49,8 +54,10 @@ pub struct Look {
 pub struct LookSettings {
     /// Where the cgroup2 hierarchy is mounted.
     pub mount: PathBuf,
-    /// How often, when nothing asks for a look.
+    /// How often, when nothing asks for a look. Less often where a look takes long.
     pub interval: Duration,
+    /// Never less often: what is reported of open connections is read from looks.
+    pub keeps_interval: bool,
     /// Find out which process holds a socket that is older than its watch.
     pub owners: bool,
 }
@@ -59,7 +66,8 @@ pub struct LookSettings {
 #[derive(Debug)]
 pub struct Looker {
     looks: mpsc::Receiver<Look>,
-    wanted: Arc<Notify>,
+    /// With the cookies to watch for in TIME-WAIT.
+    wanted: watch::Sender<HashSet<u64>>,
     /// Asked for, and none came since.
     asked: bool,
     task: JoinHandle<()>,
@@ -79,15 +87,16 @@ impl Looker {
         folders: watch::Receiver<Vec<PathBuf>>,
     ) -> Self {
         let (send, looks) = mpsc::channel(1);
-        let wanted = Arc::new(Notify::new());
-        let task = tokio::spawn(run(settings, paths, folders, Arc::clone(&wanted), send));
+        let (wanted, asked_for) = watch::channel(HashSet::new());
+        let task = tokio::spawn(run(settings, paths, folders, asked_for, send));
         Self { looks, wanted, asked: false, task }
     }
 
-    /// Asks for a look soon.
-    pub fn want(&mut self) {
+    /// Asks for a look soon, that watches for these cookies in TIME-WAIT, too.
+    pub fn want(&mut self, time_waits: impl FnOnce() -> HashSet<u64>) {
         if !std::mem::replace(&mut self.asked, true) {
-            self.wanted.notify_one();
+            // It fails only where the task is gone, of which `is_finished` tells.
+            let _ = self.wanted.send(time_waits());
         }
     }
 
@@ -112,7 +121,7 @@ async fn run(
     settings: LookSettings,
     paths: Paths,
     mut folders: watch::Receiver<Vec<PathBuf>>,
-    wanted: Arc<Notify>,
+    mut wanted: watch::Receiver<HashSet<u64>>,
     send: mpsc::Sender<Look>,
 ) {
     let mut memory = Memory::default();
@@ -123,11 +132,14 @@ async fn run(
         let owners = settings.owners && after_attach;
         let attached = folders.borrow_and_update().clone();
         let (mount, paths, before) = (settings.mount.clone(), paths.clone(), memory.clone());
-        let look =
-            tokio::task::spawn_blocking(move || look(&mount, &attached, &paths, &before, owners));
+        let time_waits = wanted.borrow_and_update().clone();
+        let look = tokio::task::spawn_blocking(move || {
+            look(&mount, &attached, &paths, &before, time_waits, owners)
+        });
         let begun = Instant::now();
         let look = look.await;
-        let pause = PAUSE.max(begun.elapsed() * LEISURE);
+        let took = begun.elapsed();
+        let pause = PAUSE.max(took * LEISURE);
         match look {
             Ok(Ok((mut look, snapshot))) => {
                 say(&snapshot, &mut said);
@@ -150,9 +162,17 @@ async fn run(
             Err(_) => return,
         }
         tokio::time::sleep(pause).await;
+        let interval = if settings.keeps_interval || !memory.older.is_empty() {
+            settings.interval
+        } else {
+            settings.interval.max(LONGEST_PAUSE.min(took * LEISURE_AT_REST))
+        };
         after_attach = tokio::select! {
-            () = wanted.notified() => false,
-            () = tokio::time::sleep(settings.interval.saturating_sub(pause)) => false,
+            changed = wanted.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(interval.saturating_sub(pause)) => false,
             changed = folders.changed() => match changed {
                 Ok(()) => true,
                 Err(_) => return,
@@ -238,20 +258,27 @@ fn look(
     attached: &[PathBuf],
     paths: &Paths,
     memory: &Memory,
+    mut time_waits: HashSet<u64>,
     owners: bool,
 ) -> Result<(Look, Snapshot), diag::DiagError> {
     let begun_ns = clock::boot_ns();
-    let mut cgroups = HashSet::new();
+    let (mut cgroups, mut pids) = (HashSet::new(), HashSet::new());
+    // No need to ask each cgroup of the machine for its processes.
+    let is_all = attached.iter().any(|folder| folder == mount);
     for folder in attached {
         cgroup::walk(mount, folder, &mut |id, path| {
             cgroups.insert(id);
             paths.learn(id, || path.to_owned());
+            if !is_all {
+                cgroup::processes_in(&mount.join(path.trim_start_matches('/')), &mut pids);
+            }
         });
     }
-    let processes = processes_of(mount, attached);
+    let processes = if is_all { ProcessFilter::All } else { ProcessFilter::Among(pids) };
+    time_waits.extend(memory.older.keys());
     let options = SnapshotOptions {
         max_sockets: MAX_SOCKETS,
-        time_waits: memory.older.keys().copied().collect(),
+        time_waits,
         max_namespaces: MAX_NAMESPACES,
         processes: processes.clone(),
     };
@@ -283,21 +310,6 @@ fn look(
     };
     let owners = if owners { owners_of(&snapshot, &cgroups, &processes) } else { Vec::new() };
     Ok((Look { census, owners }, snapshot))
-}
-
-/// The processes in these folders and below them.
-fn processes_of(mount: &Path, attached: &[PathBuf]) -> ProcessFilter {
-    // No need to ask each cgroup of the machine.
-    if attached.iter().any(|folder| folder == mount) {
-        return ProcessFilter::All;
-    }
-    let mut pids = HashSet::new();
-    for folder in attached {
-        cgroup::walk(folder, folder, &mut |_, path| {
-            cgroup::processes_in(&folder.join(path.trim_start_matches('/')), &mut pids);
-        });
-    }
-    ProcessFilter::Among(pids)
 }
 
 fn is_in(cgroups: &HashSet<u64>, socket: &Socket) -> bool {

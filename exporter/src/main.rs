@@ -10,7 +10,7 @@ use flowend::config::{self, ConfigError, Layered, Output, Settings, Sources};
 use flowend::notify::ServiceManager;
 use flowend::reload::{Reloader, SetLogLevel};
 use flowend::run::{Loaded, Sidecar};
-use flowend::{check, confine, demo, replay};
+use flowend::{check, confine, demo, replay, restart};
 use ipnet::IpNet;
 use nix::sys::signal::{SigSet, Signal as UnixSignal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,6 +34,9 @@ fn main() -> ExitCode {
         Command::Demo { config } => {
             with_config(&config, &[], |layered| in_runtime(demo::demo(layered.settings)))
         }
+        Command::Unpin { config } => {
+            with_config(&config, &[], |layered| restart::unpin(&layered.settings))
+        }
         Command::DemoTraffic { cgroup, nameserver } => demo::traffic(&cgroup, nameserver),
     };
     match result {
@@ -50,13 +53,13 @@ fn main() -> ExitCode {
 fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
     let sources = args.sources(outputs);
     let (layered, set_log_level) = load(&sources)?;
-    // They wait until somebody listens for them; then this thread takes them.
+    // They wait until somebody listens for them; then the thread that does takes them.
     let early = SigSet::from_iter([UnixSignal::SIGHUP, UnixSignal::SIGTERM, UnixSignal::SIGINT]);
     early.thread_block()?;
-    let programs = Loaded::load(&layered.settings)?;
+    let programs = Loaded::load_pinned(&layered.settings)?;
     // Before the runtime starts its threads, which inherit it.
     confine::confine(&layered.settings)?;
-    in_runtime(async move {
+    let sidecar = async move {
         let mut signals = StopSignals::new()?;
         // From now on it does not end the process.
         let hangups = signal(SignalKind::hangup())?;
@@ -68,6 +71,14 @@ fn run(args: &ConfigArgs, outputs: &[Output]) -> anyhow::Result<()> {
         let stop = async move { signals.next().await };
         sidecar.controlled_by(manager, reloads).run(stop).await?;
         Ok(())
+    };
+    // By a worker, which waits for timers and descriptors itself: the thread that called would have to be woken by one
+    // each time, and at rest waking up is nearly all that there is to do.
+    in_runtime(async {
+        match tokio::spawn(sidecar).await {
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            result => result?,
+        }
     })
 }
 

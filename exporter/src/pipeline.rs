@@ -8,14 +8,18 @@ use std::sync::Arc;
 
 use flowend_probe_types::{Addr, Event, RingItem};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::community_id::CommunityId;
 use crate::config::Settings;
 use crate::dns::{Dns, Scopes};
-use crate::enrich::{Hosts, Process, Processes, Reverse, WorkloadSettings, Workloads};
+use crate::enrich::{
+    Hosts, KeptProcesses, Process, Processes, Reverse, WorkloadSettings, Workloads,
+};
 use crate::exclude::Excluded;
 use crate::export::{OwnSockets, Sinks};
-use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, Opened};
+use crate::fair::{Losses, LossesByName};
+use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, KeptFlows, Opened};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::look::Look;
@@ -23,7 +27,7 @@ use crate::record::{Record, RecordKind};
 use crate::sample::{Decision, Facts, Sampler};
 use crate::telemetry::ConnectionCounts;
 
-pub use opened::{Names, OpenedNames};
+pub use opened::{KeptNames, Names, OpenedNames};
 
 /// Everything between the events and the queues.
 #[derive(Debug)]
@@ -68,6 +72,19 @@ pub struct Stages {
     pub ledger: Arc<Ledger>,
     /// Where records go.
     pub sinks: Sinks,
+}
+
+/// What is known of connections and their sockets, in a form that outlives the process.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Kept {
+    /// The connections.
+    pub flows: KeptFlows,
+    /// The names by which they were opened.
+    pub names: KeptNames,
+    /// Processes by socket.
+    pub processes: KeptProcesses,
+    /// Cookies of flowend's own sockets, whose ends are still to be seen.
+    pub own: Vec<u64>,
 }
 
 impl Pipeline {
@@ -139,15 +156,55 @@ impl Pipeline {
         self.flows.note_checked(at_ns);
     }
 
-    /// Says that the ring lost events, at the latest at `at_ns`.
-    pub fn note_loss(&mut self, at_ns: u64) {
-        self.flows.note_loss(at_ns);
+    /// Says that the ring lost events, at the latest at `at_ns`: of this cgroup or network
+    /// namespace, or of anybody.
+    pub fn note_loss(&mut self, holder: Option<u64>, at_ns: u64) {
+        self.flows.note_loss(holder, at_ns);
+    }
+
+    /// Says until when establishments may go unheard.
+    pub const fn note_unheard(&mut self, until_ns: u64) {
+        self.flows.note_unheard(until_ns);
     }
 
     /// Reports every connection that is over, and closes the queues.
     pub fn finish(&mut self, boot_to_unix_ns: u64) {
         let stages = &mut self.stages;
         self.flows.finish(&mut |flow| stages.take(flow, boot_to_unix_ns));
+        self.stages.sinks.close();
+    }
+
+    /// Hands over what is known of connections and their sockets, for a flowend that goes on with the same ring. What is
+    /// over and not judged yet is among it. Nothing is known here any more.
+    pub fn hand_over(&mut self) -> Kept {
+        Kept {
+            flows: self.flows.hand_over(),
+            names: self.stages.opened.hand_over(),
+            processes: self.stages.processes.hand_over(),
+            own: self.stages.own.all(),
+        }
+    }
+
+    /// Goes on where another flowend was. `ids` are derived as it did.
+    pub fn take_in(&mut self, kept: Kept, ids: Ids) {
+        for opened in kept.flows.opened() {
+            if let Some(reverse) = &self.stages.reverse {
+                reverse.want(opened.local.addr, opened.start_ns);
+                reverse.want(opened.remote.addr, opened.start_ns);
+            }
+            if let (Some(hosts), Some(cgroup)) = (&self.stages.hosts, opened.cgroup_id) {
+                hosts.observe(cgroup, opened.start_ns);
+            }
+        }
+        self.flows.take_in(kept.flows);
+        self.stages.opened.take_in(kept.names);
+        self.stages.processes.take_in(kept.processes);
+        self.stages.own.take_in(&kept.own);
+        self.stages.ids = ids;
+    }
+
+    /// Closes the queues, and reports nothing.
+    pub fn close(&mut self) {
         self.stages.sinks.close();
     }
 
@@ -195,6 +252,19 @@ impl Pipeline {
     /// Until when everything that happened has been read, ns.
     pub const fn read_ns(&self) -> u64 {
         self.read_ns
+    }
+
+    /// What cgroups lost because they had more than their share; `events` of the ring.
+    pub fn losses(&self, events: &Losses) -> LossesByName {
+        let name = |id| self.stages.workloads.known_path(id);
+        let mut losses = LossesByName::default();
+        losses.add("events", events, name);
+        losses.add("connections", self.flows.evicted(), name);
+        losses.add("handshakes", self.flows.handshakes_lost(), name);
+        for sink in self.stages.sinks.all() {
+            losses.add("records", &sink.dropped(), name);
+        }
+        losses
     }
 
     /// The connections being followed.
@@ -248,6 +318,9 @@ impl Stages {
             }
         };
         let process = self.processes.of(&end);
+        if kind == RecordKind::End {
+            self.processes.ended(end.cookie);
+        }
         if is_own_socket || self.is_own_process(&end, process.as_ref()) {
             self.ledger.of(kind).filtered_self.add(1);
             return;

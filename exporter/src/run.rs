@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::cgroup::{self, Paths};
 use crate::clock;
@@ -22,18 +22,21 @@ use crate::dns::Scopes;
 use crate::enrich::{self, Processes, WorkloadSettings, Workloads};
 use crate::exclude::Excluded;
 use crate::export::{Outputs, OwnSockets};
+use crate::fair::LossesByName;
 use crate::flow::{FlowSettings, FlowStats, REORDER_NS};
 use crate::ids::Ids;
 use crate::ledger::{Count, DropReport, Ledger, Line, OutputLedger};
 use crate::look::{Look, LookSettings, Looker};
 use crate::notify::ServiceManager;
 use crate::pipeline::{OpenedNames, Pipeline, Stages};
-use crate::probe::{LoadOptions, Probe, TargetWatch};
+use crate::probe::{LoadOptions, Optional, Pins, Probe, TargetWatch};
 use crate::reload::{Reload, Reloads};
+use crate::restart::{self, GoingOn, Stopped};
 use crate::sample::Sampler;
 use crate::source::{Drained, RingSource};
 use crate::targets::Watched;
 use crate::telemetry::ConnectionCounts;
+use crate::trim;
 use control::{Ask, Control, Moment};
 
 /// Paths of cgroups remembered at most: about 100 bytes each.
@@ -56,6 +59,10 @@ pub struct Sidecar {
     ledger: Arc<Ledger>,
     control: Control,
     snapshot: Option<PathBuf>,
+    /// Where the ring outlives this process.
+    going_on: Option<GoingOn>,
+    ids_key: String,
+    own: OwnSockets,
     scope_kind: ScopeKind,
     shutdown_timeout: Duration,
 }
@@ -75,9 +82,34 @@ impl Loaded {
     /// # Errors
     /// The first thing that is missing, with the remedy.
     pub fn load(settings: &Settings) -> anyhow::Result<Self> {
+        Self::load_with(settings, None)
+    }
+
+    /// The same with what is to outlive this process, as the settings say.
+    ///
+    /// # Errors
+    /// As [`Loaded::load`].
+    pub fn load_pinned(settings: &Settings) -> anyhow::Result<Self> {
+        Self::load_with(settings, restart::pins(settings)?)
+    }
+
+    fn load_with(settings: &Settings, pins: Option<Pins>) -> anyhow::Result<Self> {
         let mount = find_mount(settings)?;
         say_unknowns(settings);
-        let mut probe = Probe::load(LoadOptions::of(settings))?;
+        let options = LoadOptions::of(settings);
+        let mut probe = match pins {
+            Some(pins) => Probe::load_pinned(options, pins)?,
+            None => Probe::load(options)?,
+        };
+        for refused in probe.refused() {
+            warn!("{refused}");
+        }
+        for optional in Optional::ALL.into_iter().filter(|o| settings.without.contains(*o)) {
+            // Of the error reports it is said just below.
+            if optional != Optional::Errors {
+                info!("{} switched off (probe.without): {}", optional.as_str(), optional.without());
+            }
+        }
         let errors_reported = match probe.attach_errors() {
             Ok(()) => true,
             Err(error) => {
@@ -120,17 +152,25 @@ impl Sidecar {
     /// As [`Sidecar::start`].
     pub fn start_with(loaded: Loaded, settings: &Settings) -> anyhow::Result<Self> {
         let Loaded { mount, mut probe, errors_reported } = loaded;
-        let ring = probe.take_ring().context("the BPF object has no ring buffer EVENTS")?;
+        let pinned = probe.pinned()?;
+        let ring = probe.take_ring()?.context("the BPF object has no ring buffer EVENTS")?;
         let lost = probe.take_lost().context("the BPF object has no map LOST")?;
         let skipped = probe.take_skipped().context("the BPF object has no map SKIPPED")?;
         let asleep = probe.take_asleep().context("the BPF object has no map ASLEEP")?;
-        let source = RingSource::new(ring, asleep, lost, skipped, settings.drain_interval)?;
+        let accounts = probe.take_accounts().context("the BPF object has no map ACCOUNTS")?;
+        let mut source =
+            RingSource::new(ring, asleep, lost, accounts, skipped, settings.drain_interval)?;
         let own = OwnSockets::default();
         let control = Control::start(settings, &own)?;
         let ledger = Arc::new(Ledger::default());
+        let snapshot = match &pinned {
+            Some(_) => restart::names_file(settings),
+            None => settings.names.snapshot.clone(),
+        };
         let outputs = Outputs::start(settings, &own, &ledger)?;
         let paths = Paths::new(MAX_PATHS);
-        let pipeline = Pipeline::new(
+        let seed = random_seed();
+        let mut pipeline = Pipeline::new(
             FlowSettings {
                 max: settings.max_flows,
                 begins: settings.events.begin,
@@ -142,14 +182,14 @@ impl Sidecar {
             Stages {
                 processes: Processes::new(settings.max_flows),
                 workloads: start_workloads(settings, &mount, &paths)?,
-                dns: names::start(settings),
+                dns: names::start(settings, snapshot.as_deref()),
                 scopes: Scopes::new(settings.names.scope, settings.names.resolvers.clone()),
                 hosts: names::start_hosts(settings, &mount, &paths)?,
                 reverse: names::start_reverse(settings),
                 opened: OpenedNames::new(settings.max_flows),
-                own,
+                own: own.clone(),
                 excluded: Excluded::new(settings.watched.exclude.clone()),
-                ids: Ids::new(&settings.ids_key, random_seed()),
+                ids: Ids::new(&settings.ids_key, seed),
                 community_id: settings.community_id,
                 peer_cidrs: settings.peer_cidrs.clone(),
                 connections: ConnectionCounts::new(settings.telemetry_max_services),
@@ -166,6 +206,7 @@ impl Sidecar {
             } else {
                 settings.look_interval
             },
+            keeps_interval: settings.events.progress,
             owners: settings.process,
         };
         let watch = TargetWatch::start(
@@ -176,6 +217,13 @@ impl Sidecar {
             paths.clone(),
         )?;
         let control = control.attached(watch.state(), watch.detachments());
+        // After everything that may fail: the state is taken once.
+        let going_on = pinned.map(|pinned| {
+            let file = settings.pinning.state.clone();
+            let mut going_on = GoingOn::on(file, pinned, seed, paths.clone());
+            going_on.start(&settings.ids_key, &mut pipeline, &mut source);
+            going_on
+        });
         Ok(Self {
             source,
             pipeline,
@@ -185,7 +233,10 @@ impl Sidecar {
             outputs,
             ledger,
             control,
-            snapshot: settings.names.snapshot.clone(),
+            snapshot,
+            going_on,
+            ids_key: settings.ids_key.clone(),
+            own,
             scope_kind: settings.names.scope,
             shutdown_timeout: settings.shutdown_timeout,
         })
@@ -209,17 +260,24 @@ impl Sidecar {
             "{} cgroup(s) attached; reporting the ends of TCP connections",
             self.watch.attached()
         );
-        let mut targets =
-            names::AttachedTargets::new(self.looks.mount.clone(), self.watch.folders());
+        let mut targets = names::AttachedTargets::new(
+            self.looks.mount.clone(),
+            self.watch.folders(),
+            self.watch.state(),
+        );
         let mut looker = Looker::start(self.looks, self.paths, self.watch.folders());
         let mut look = None;
         let to_watch = self.watch.to_watch();
         let watching = tokio::spawn(self.watch.run());
         tokio::pin!(shutdown);
         let mut health = tokio::time::interval(REPORT_EVERY);
-        let mut said = Health::default();
+        let (lost, skipped) = self.source.before();
+        let mut said = Health { lost, skipped, ..Health::default() };
         let mut more = false;
         self.control.ready();
+        if let Err(error) = trim::release_files() {
+            debug!("what the start alone needed stays resident: {error}");
+        }
         let failed = loop {
             tokio::select! {
                 () = &mut shutdown => break None,
@@ -249,7 +307,7 @@ impl Sidecar {
             if !more {
                 take_in(&mut look, &mut self.pipeline);
                 if look.is_none() && self.pipeline.flows().wants_look(clock::boot_ns()) {
-                    looker.want();
+                    looker.want(|| self.pipeline.flows().may_time_wait().collect());
                 }
             }
             if let Some(error) = self.outputs.failed().await {
@@ -265,11 +323,18 @@ impl Sidecar {
             }
         };
         self.control.stop();
-        // Detached first: then what the ring holds comes to an end.
+        // Detached first, but for what is pinned: then what the ring holds comes to an end.
         watching.abort();
         let _ = watching.await;
-        while read(&mut self.source, &mut self.pipeline, &mut targets) {}
-        self.pipeline.finish(clock::boot_to_unix_ns());
+        let going_on = self.going_on.as_ref();
+        let stopped = hand_over(going_on, &mut self.pipeline, &self.source, &self.ids_key);
+        if self.going_on.is_none() {
+            while read(&mut self.source, &mut self.pipeline, &mut targets) {}
+        }
+        match &stopped {
+            Some(_) => self.pipeline.close(),
+            None => self.pipeline.finish(clock::boot_to_unix_ns()),
+        }
         let said = said.report(&self.source, &self.pipeline, &self.outputs);
         names::keep(self.snapshot.as_deref(), &self.pipeline, self.scope_kind);
         for line in names::lines(&self.pipeline, &self.ledger) {
@@ -277,6 +342,9 @@ impl Sidecar {
         }
         let deadline = Instant::now() + self.shutdown_timeout;
         let outputs = self.outputs.finish(tokio::time::sleep_until(deadline)).await;
+        if let Some(stopped) = stopped {
+            stopped.add_own(&self.own);
+        }
         said.drops.report(&outputs);
         // Last, since it tells what became of everything else.
         let told = {
@@ -301,6 +369,18 @@ impl Sidecar {
             None => Ok(Report { ledger: self.ledger, outputs, lost: self.source.lost() }),
         }
     }
+}
+
+/// Keeps what is known for the flowend that goes on with the same ring, if there is to be one: from now on nothing is
+/// read from it. `None` where there is none, or where nothing could be kept.
+fn hand_over(
+    going_on: Option<&GoingOn>,
+    pipeline: &mut Pipeline,
+    source: &RingSource,
+    ids_key: &str,
+) -> Option<Stopped> {
+    let stopped = going_on?.stop(pipeline, source, ids_key);
+    stopped.map_err(|error| error!("{error}")).ok()
 }
 
 /// Has the data path and the outputs go on with other settings. On an error nothing has changed.
@@ -363,10 +443,8 @@ fn read(
     let offset = clock::boot_to_unix_ns();
     // Before the ring is read: what happened by then is in it, or was lost.
     let now = clock::boot_ns();
-    if source.lost_since_last() {
-        // After the counters: it was lost before they were read.
-        pipeline.note_loss(clock::boot_ns());
-    }
+    // Dated after the counters were read: it was lost before.
+    source.lost_since_last(|holder| pipeline.note_loss(holder, clock::boot_ns()));
     pipeline.note_checked(now);
     let drained = source.drain(|item| pipeline.item(item, offset));
     if drained == Drained::Empty {
@@ -393,6 +471,7 @@ struct Health {
     malformed: u64,
     skipped: [u64; SKIPPED_SLOTS.len()],
     flows: FlowStats,
+    losses: LossesByName,
     drops: DropReport,
 }
 
@@ -415,10 +494,15 @@ impl Health {
             malformed: source.malformed(),
             skipped: source.skipped(),
             flows: pipeline.flows().stats(),
+            losses: pipeline.losses(source.losses()),
             drops: self.drops.report(&outputs.ledgers()),
         };
         if let Some(lost) = grown(LOST_SLOTS, now.lost, self.lost) {
             warn!("the ring was full: events lost: {lost}; raise ring.bytes");
+        }
+        let losers = now.losses.since(&self.losses);
+        if !losers.is_empty() {
+            warn!("lost for want of room, by cgroup: {losers}");
         }
         let since = |now: u64, before: u64| now.saturating_sub(before);
         let malformed = since(now.malformed, self.malformed);

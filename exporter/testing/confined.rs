@@ -29,7 +29,8 @@ fn main() {
     let pid: i32 = args.remove(0).parse().expect("the pid of another process");
     let writes: Vec<PathBuf> = args.into_iter().map(PathBuf::from).collect();
     let elsewhere = std::env::current_dir().expect("a folder").join("elsewhere");
-    let needs = Needs { writes: writes.clone(), listens: Some(0), process, hosts: false };
+    let needs =
+        Needs { writes: writes.clone(), listens: Some(0), process, hosts: false, pins: false };
     for step in confine::apply(&needs) {
         println!("{step}");
     }
@@ -95,7 +96,7 @@ fn flowend_loads() -> Result<(), Errno> {
     use flowend::probe::{LoadError, Probe};
     match Probe::try_program("flowend_sockops") {
         Ok(()) => Ok(()),
-        Err(LoadError::Permission { .. } | LoadError::Missing { .. }) => Err(Errno::EPERM),
+        Err(LoadError::Permission { .. }) => Err(Errno::EPERM),
         Err(error) => panic!("{error}"),
     }
 }

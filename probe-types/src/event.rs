@@ -131,6 +131,74 @@ impl EventKind {
 pub const LOST_SLOTS: [&str; 7] =
     ["segment", "established", "closed", "gave_up", "process", "dns", "error"];
 
+/// What the probe's map `ACCOUNTS` keeps of a cgroup, by its id, as 64-bit words; and for the events of sockets,
+/// whose hook cannot tell the cgroup, of a network namespace ([`Account::NETNS`]). Only who wrote while a part of
+/// the ring was in use has an account ([`Account::RESTS`]).
+///
+/// Bytes are counted in two parts, so that no clock is needed: what was written since `START`, a position of
+/// the ring, and what was written in the part before it. Once all before `START` is read, the parts move on; once the
+/// event at `LAST` is read, nothing waits.
+/// Their sum is never less than what waits of this cgroup.
+#[derive(Clone, Copy, Debug)]
+pub struct Account;
+
+impl Account {
+    /// Where in the ring the present part began.
+    pub const START: usize = 0;
+    /// Bytes of the present part.
+    pub const PRESENT: usize = 1;
+    /// Bytes of the part before it.
+    pub const EARLIER: usize = 2;
+    /// Where in the ring the last event began, about.
+    pub const LAST: usize = 3;
+    /// Events of connections that were lost: the ring was full, or the cgroup held too much of it.
+    pub const LOST: usize = 4;
+    /// The same of events that only name things: processes and DNS messages.
+    pub const LOST_NAMES: usize = 5;
+    /// In the key of a network namespace's account, beside its cookie. No cgroup's id has this bit.
+    pub const NETNS: u64 = 1 << 63;
+    /// Words.
+    pub const WORDS: usize = 6;
+    /// Nobody's account is looked at while less than this part of the ring is in use: one in so many.
+    pub const RESTS: u64 = 8;
+}
+
+/// How much of the ring a cgroup, or a network namespace, may hold for events of one sort, against what is free: the
+/// more is free, the more.
+///
+/// A part of the ring ([`Claim::RESERVE`]) does not count as free, and is for those that hold little
+/// ([`Claim::FLOOR`]): they find room until it is really full, however many others are at their limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The connections of the cgroup's sockets: twice what is free.
+    Connection,
+    /// What a stranger causes at no cost, and what only names a process: as much as is free.
+    Stranger,
+    /// DNS messages: half of what is free.
+    Name,
+}
+
+impl Claim {
+    /// The part of the ring that only those find room in who hold little: one in so many.
+    pub const RESERVE: u64 = 8;
+    /// The part of the ring that is little: one in so many.
+    pub const FLOOR: u64 = 32;
+
+    /// Whether a cgroup that holds `held` bytes may have more of a ring of `size`, in which `waiting` are in use.
+    ///
+    /// One comparison decides, since the verifier walks what follows once for each way to get there.
+    #[inline(always)]
+    pub const fn allows(self, held: u64, waiting: u64, size: u64) -> bool {
+        let free = (size - size / Self::RESERVE).saturating_sub(waiting);
+        let share = match self {
+            Self::Connection => free * 2,
+            Self::Stranger => free,
+            Self::Name => free / 2,
+        };
+        held <= size / Self::FLOOR + share
+    }
+}
+
 /// Socket states, numbered as the kernel does (`include/net/tcp_states.h`, also `BPF_TCP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -309,6 +377,8 @@ pub struct ProcessEvent {
     pub time_ns: u64,
     /// Socket cookie.
     pub cookie: u64,
+    /// cgroup v2 id of the process, which is that of the sockets that it makes.
+    pub cgroup_id: u64,
     /// For `Connect`: the address that was asked for, before programs of the same hook that run after
     /// this one rewrite it; else 0.
     pub remote: Addr,
@@ -457,7 +527,7 @@ unsafe impl PlainData for DnsEvent {}
 
 const _: () = assert!(size_of::<TcpEvent>() == 8 + 6 * 8 + 2 * 16 + 14 * 4);
 const _: () = assert!(size_of::<ErrorEvent>() == 8 + 8 + 2 * 16);
-const _: () = assert!(size_of::<ProcessEvent>() == 8 + 2 * 8 + 16);
+const _: () = assert!(size_of::<ProcessEvent>() == 8 + 3 * 8 + 16);
 const _: () = assert!(size_of::<DnsEvent>() == 8 + 3 * 8 + 2 * 16 + 8);
 
 fn read<T: PlainData>(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -498,7 +568,51 @@ mod tests {
     extern crate std;
     use super::*;
     use core::net::IpAddr;
+    use std::vec;
     use std::vec::Vec;
+
+    /// What each of these holds of a ring that nobody reads, once none of them gets any more.
+    fn fill(ring: u64, holders: usize, claim: Claim) -> Vec<u64> {
+        const EVENT: u64 = 152;
+        let mut held = vec![0; holders];
+        loop {
+            let before = held.clone();
+            for n in 0..holders {
+                let waiting = held.iter().sum::<u64>();
+                if claim.allows(held[n], waiting, ring) && waiting + EVENT <= ring {
+                    held[n] += EVENT;
+                }
+            }
+            if held == before {
+                return held;
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_of_many_leaves_room_for_one_that_holds_little() {
+        let ring = 1 << 20;
+        for holders in [1, 2, 8, 24] {
+            let waiting = fill(ring, holders, Claim::Connection).iter().sum::<u64>();
+            // Names give way first; little is left to them, too.
+            let mut quiet = 0;
+            while Claim::Name.allows(quiet, waiting + quiet, ring) {
+                quiet += 152;
+            }
+            assert!(quiet >= ring / Claim::FLOOR, "{holders}: {quiet}");
+            assert!(waiting + quiet <= ring, "{holders}: {waiting} + {quiet}: really full");
+        }
+    }
+
+    #[test]
+    fn one_cgroup_alone_gets_a_part_of_the_ring_by_what_it_wants_it_for() {
+        let ring = 1 << 20;
+        let percent = |claim| fill(ring, 1, claim)[0] * 100 / ring;
+        let parts = [Claim::Connection, Claim::Stranger, Claim::Name].map(percent);
+        assert_eq!(parts, [59, 45, 31]);
+        // The smallest ring has room for one event of each, and of many.
+        assert!(fill(4096, 5, Claim::Name).iter().all(|held| *held > 0));
+    }
 
     #[test]
     fn an_address_survives_the_round_trip_and_ipv4_is_canonical() {

@@ -31,6 +31,14 @@ const MAX_EXTENSION_HEADERS: u32 = 8;
 pub trait PacketBytes {
     /// `N` bytes at `offset`, or `None` past the end.
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// `N` words of four bytes at `offset`, in the packet's order, or `None` past the end.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (at, word) in (offset..).step_by(4).zip(&mut words) {
+            *word = u32::from_ne_bytes(self.read(at)?);
+        }
+        Some(words)
+    }
     /// Length of the packet from the IP header on.
     fn len(&self) -> u32;
     /// Whether there is no byte.
@@ -157,8 +165,10 @@ pub fn parse_network(packet: &impl PacketBytes) -> Result<Network, Skip> {
 /// [`Skip`], the reason for which there is no segment.
 #[inline(always)]
 pub fn parse_tcp(packet: &impl PacketBytes, network: &Network) -> Result<Segment, Skip> {
-    let h = packet.read::<20>(network.transport_at).ok_or(Skip::Truncated)?;
-    let header = u32::from(h[12] >> 4) * 4;
+    let [ports, seq, ack, rest, _] = packet.words(network.transport_at).ok_or(Skip::Truncated)?;
+    // Data offset, flags, window.
+    let rest = u32::from_be(rest);
+    let header = (rest >> 28) * 4;
     let payload_at = network.transport_at + header;
     if header < 20 || payload_at > packet.len() {
         return Err(Skip::BadHeader);
@@ -166,11 +176,11 @@ pub fn parse_tcp(packet: &impl PacketBytes, network: &Network) -> Result<Segment
     Ok(Segment {
         src: network.src,
         dst: network.dst,
-        src_port: u16::from_be_bytes([h[0], h[1]]),
-        dst_port: u16::from_be_bytes([h[2], h[3]]),
-        seq: u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
-        ack: u32::from_be_bytes([h[8], h[9], h[10], h[11]]),
-        flags: h[13],
+        src_port: (u32::from_be(ports) >> 16) as u16,
+        dst_port: u32::from_be(ports) as u16,
+        seq: u32::from_be(seq),
+        ack: u32::from_be(ack),
+        flags: (rest >> 16) as u8,
         payload: packet.len() - payload_at,
     })
 }
@@ -182,14 +192,14 @@ pub fn parse_tcp(packet: &impl PacketBytes, network: &Network) -> Result<Segment
 /// [`Skip::Truncated`].
 #[inline(always)]
 pub fn parse_udp(packet: &impl PacketBytes, network: &Network) -> Result<Datagram, Skip> {
-    let h = packet.read::<4>(network.transport_at).ok_or(Skip::Truncated)?;
+    let [ports] = packet.words(network.transport_at).ok_or(Skip::Truncated)?;
     let payload_at = network.transport_at + UDP_HEADER;
     if payload_at > packet.len() {
         return Err(Skip::Truncated);
     }
     Ok(Datagram {
-        src_port: u16::from_be_bytes([h[0], h[1]]),
-        dst_port: u16::from_be_bytes([h[2], h[3]]),
+        src_port: (u32::from_be(ports) >> 16) as u16,
+        dst_port: u32::from_be(ports) as u16,
         payload: packet.len() - payload_at,
     })
 }
@@ -201,30 +211,25 @@ const fn is_read(protocol: u8) -> bool {
 
 #[inline(always)]
 fn ipv4(packet: &impl PacketBytes) -> Result<Network, Skip> {
-    let h = packet.read::<20>(0).ok_or(Skip::Truncated)?;
-    let header = u32::from(h[0] & 0x0f) * 4;
+    let [first, second, third, src, dst] = packet.words(0).ok_or(Skip::Truncated)?;
+    let header = (u32::from_be(first) >> 24 & 0x0f) * 4;
     if header < 20 {
         return Err(Skip::BadHeader);
     }
-    if !is_read(h[9]) {
+    let protocol = (u32::from_be(third) >> 16) as u8;
+    if !is_read(protocol) {
         return Err(Skip::NotTcp);
     }
-    if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
+    if u32::from_be(second) & 0x1fff != 0 {
         // Of UDP nothing is missed: the hooks see datagrams whole.
-        return Err(if h[9] == IPPROTO_TCP { Skip::Fragment } else { Skip::NotTcp });
+        return Err(if protocol == IPPROTO_TCP { Skip::Fragment } else { Skip::NotTcp });
     }
-    Ok(Network {
-        src: Addr::v4(u32::from_ne_bytes([h[12], h[13], h[14], h[15]])),
-        dst: Addr::v4(u32::from_ne_bytes([h[16], h[17], h[18], h[19]])),
-        protocol: h[9],
-        transport_at: header,
-    })
+    Ok(Network { src: Addr::v4(src), dst: Addr::v4(dst), protocol, transport_at: header })
 }
 
 #[inline(always)]
 fn ipv6(packet: &impl PacketBytes) -> Result<Network, Skip> {
     let [mut next] = packet.read::<1>(6).ok_or(Skip::Truncated)?;
-    let addresses = packet.read::<32>(8).ok_or(Skip::Truncated)?;
     let mut offset = 40_u32;
     let mut headers = 0;
     while !is_read(next) {
@@ -249,12 +254,11 @@ fn ipv6(packet: &impl PacketBytes) -> Result<Network, Skip> {
         };
         next = h[0];
     }
-    let word = |i: usize| {
-        u32::from_ne_bytes([addresses[i], addresses[i + 1], addresses[i + 2], addresses[i + 3]])
-    };
+    // Not before: the verifier would carry them through each way through the headers.
+    let [a, b, c, d, e, f, g, h] = packet.words(8).ok_or(Skip::Truncated)?;
     Ok(Network {
-        src: Addr::v6([word(0), word(4), word(8), word(12)]),
-        dst: Addr::v6([word(16), word(20), word(24), word(28)]),
+        src: Addr::v6([a, b, c, d]),
+        dst: Addr::v6([e, f, g, h]),
         protocol: next,
         transport_at: offset,
     })

@@ -3,11 +3,14 @@
 //! The same connections on one pinned core in three cgroups in turn: with no program, with programs that do
 //! nothing, and with flowend's. flowend and the receiver of its records run on another core.
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, SockOps, loaded_programs};
+use aya::sys::{Stats, enable_stats};
 
 use crate::bench::{self, Flowend, Folder, median};
 use crate::bench_load::{Load, pin};
@@ -55,6 +58,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     print_own(&flowend, &sink, &mut load, &watched.path)?;
     made += BUSY_ROUNDS * BUSY;
+    print_programs(&mut load, &noop.path, &watched.path)?;
+    made += BUSY;
     drop(load);
     let (_, said) = flowend.stop()?;
     let ends = 2 * made;
@@ -100,6 +105,78 @@ fn print_own(flowend: &Flowend, sink: &Sink, load: &mut Load, folder: &Path) -> 
     println!("{:52} {base:8.2} {:8.2}", "connection of one thread, watched (baseline)", 1.0);
     println!("{:52} {own:8.2} {:8.2}", "flowend, user and system (target: 3)", own / base);
     Ok(())
+}
+
+/// What the kernel counts of each program: how often it runs for a connection, and for how long. Taking the time
+/// takes time, which is most of what a program that does nothing shows.
+fn print_programs(load: &mut Load, noop: &Path, watched: &Path) -> anyhow::Result<()> {
+    let _counting = enable_stats(Stats::RunTime)?;
+    let mut runs_of = |folder: &Path, prefix: &str| -> anyhow::Result<BTreeMap<String, Runs>> {
+        let before = runs(prefix)?;
+        load.connect(folder, 1, BUSY)?;
+        let mut during = runs(prefix)?;
+        for (name, runs) in &mut during {
+            let before = before.get(name).copied().unwrap_or_default();
+            runs.count -= before.count;
+            runs.ns -= before.ns;
+        }
+        during.retain(|_, runs| runs.count > 0);
+        Ok(during)
+    };
+    let (nothing, ours) = (runs_of(noop, "noop_")?, runs_of(watched, "flowend_")?);
+    let mean = |runs: &Runs| runs.ns as f64 / runs.count as f64;
+    let all = nothing.values().fold(Runs::default(), |sum, runs| Runs {
+        count: sum.count + runs.count,
+        ns: sum.ns + runs.ns,
+    });
+    ensure!(all.count > 0 && !ours.is_empty(), "the kernel counts no runs of programs");
+    let base = mean(&all);
+    println!("\nin the kernel (kernel.bpf_stats_enabled), of {BUSY} connections of one thread");
+    println!(
+        "{:20} {:>10} {:>10} {:>8} {:>22}",
+        "program", "runs/conn.", "ns a run", "ratio", "ns/conn. over a no-op"
+    );
+    let no_op = BTreeMap::from([("no-op (baseline)".to_owned(), all)]);
+    let mut sum = 0.0;
+    for (name, runs) in no_op.iter().chain(&ours) {
+        let (each, often) = (mean(runs), runs.count as f64 / BUSY as f64);
+        let over = (each - base) * often;
+        sum += over;
+        println!("{name:20} {often:10.2} {each:10.0} {:8.1} {over:22.0}", each / base);
+    }
+    println!("{:20} {:>10} {:>10} {:>8} {sum:22.0}", "together", "", "", "");
+    Ok(())
+}
+
+/// Of a program since it was loaded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Runs {
+    count: u64,
+    ns: u64,
+}
+
+/// Of the programs whose names begin so; the kernel cuts names off at 15 bytes, and those that are alike then are one here.
+fn runs(prefix: &str) -> anyhow::Result<BTreeMap<String, Runs>> {
+    let mut found = BTreeMap::<String, Runs>::new();
+    for program in loaded_programs() {
+        let program = program?;
+        let Some(name) = program.name_as_str().filter(|name| name.starts_with(prefix)) else {
+            continue;
+        };
+        let fd = program.fd()?;
+        let info =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
+        let value = |key: &str| -> anyhow::Result<u64> {
+            let line = info.lines().find_map(|line| line.strip_prefix(key)).with_context(|| {
+                format!("{key} is not in /proc/self/fdinfo: Linux 5.1 or newer has it")
+            })?;
+            Ok(line.trim().parse()?)
+        };
+        let runs = found.entry(name.to_owned()).or_default();
+        runs.count += value("run_cnt:")?;
+        runs.ns += value("run_time_ns:")?;
+    }
+    Ok(found)
 }
 
 /// Programs that do nothing, for as long as what is returned lives.

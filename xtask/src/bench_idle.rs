@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{self, Flowend, Folder, median, own_cpu};
 
-/// How long each is watched. The sockets are looked at once in it.
-const WHILE: Duration = Duration::from_secs(30);
+/// How long each is watched. The sockets are looked at once in it, at least.
+const WHILE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 3;
 
-/// What starts is over, and the ring has been empty for a while.
-const SETTLE: Duration = Duration::from_secs(5);
+/// By then a thousand cgroups are attached to, and the ring has been empty for a while.
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// The baseline: how often a program that does nothing else wakes up.
 const WAKE: Duration = Duration::from_millis(20);

@@ -53,7 +53,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             );
         }
     }
-    println!("worst difference: {worst:+.1} ns (target: at most +3)");
+    println!("worst difference: {worst:+.1} ns (target: at most +2)");
     Ok(())
 }
 

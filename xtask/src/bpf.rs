@@ -123,6 +123,12 @@ fn build(linker: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("CARGO_BUILD_TARGET");
+    // Profiles are the workspace's: whoever builds flowend in another way gets the same programs.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PROFILE_")) {
+            cargo.env_remove(name);
+        }
+    }
     let status = cargo.status().context("cargo")?;
     ensure!(status.success(), "cargo build of bpf-probes failed\n{NEEDS}");
     OBJECTS

@@ -31,6 +31,8 @@ cargo xtask COMMAND
                 two minutes of ends faster than a receiver takes them: memory stays within its bound
   guests [--all] [6.1] [6.12] [-- FILTER...]
                 tests of the kernel in guests with Debian's kernels (tools/guests); TEST_FLOWEND: with that program
+  guests --lockdown [6.1] [6.12], guests --arch aarch64 [6.1] [6.12]
+                check and demo there: on a kernel that is locked down, on another processor
   verifier      what the verifier makes of each program: instructions walked, size, stack; fails near a limit (root)
 ";
 

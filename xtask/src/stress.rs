@@ -1,5 +1,5 @@
-//! The stress tests. That of connections with the release build of flowend: a debug build is too slow to read
-//! the ring at the rate at which two cores make connections. That of the delivery as it is tested: memory is the same.
+//! The stress tests. That of connections with the release build of flowend, or with the program that TEST_FLOWEND names: a debug
+//! build is too slow to read the ring at the rate at which two cores make connections. That of the delivery as it is tested: memory is the same.
 
 use std::process::Command;
 
@@ -15,13 +15,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
         command.args(args).args(["--locked", "--package", "flowend"]);
         Ok(command)
     };
-    succeed(&mut cargo(&["build", "--release", "--bin", "flowend"])?)?;
+    let program = if let Some(program) = std::env::var_os("TEST_FLOWEND") {
+        std::path::PathBuf::from(program)
+    } else {
+        succeed(&mut cargo(&["build", "--release", "--bin", "flowend"])?)?;
+        target()?.join("release/flowend")
+    };
     // The processes that make connections, and the delivery: built by a plain `cargo test`, and not by one of a single test.
     succeed(&mut cargo(&["build", "--examples"])?)?;
     succeed(
         cargo(&["test", "--test", "kernel"])?
             .args(["--", "--exact", TEST, "--nocapture"])
-            .env("TEST_FLOWEND", target()?.join("release/flowend"))
+            .env("TEST_FLOWEND", &program)
             .env("TEST_CONNECTIONS", CONNECTIONS.to_string())
             .env("TEST_REQUIRE", "all"),
     )?;

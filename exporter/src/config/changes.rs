@@ -37,13 +37,17 @@ const LIVE: [&str; 14] = [
 /// were made for, what listens, and what all records of one connection must have in common. Whatever is not live is among them; the
 /// list is for the test, so that nobody adds a key without a decision.
 #[cfg(test)]
-const RESTART: [&str; 15] = [
+const RESTART: [&str; 19] = [
     "cgroup_mount",
     "confine",
     "dns",
     "events",
     "flows",
     "ids",
+    "pin",
+    "pin_folder",
+    "pin_state",
+    "probe",
     "process",
     "progress",
     "resource.labels_file",

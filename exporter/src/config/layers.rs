@@ -95,12 +95,15 @@ impl Provider for Layer {
 /// # Errors
 /// [`ConfigError`], for the first thing that is wrong.
 pub fn load(sources: &Sources) -> Result<Layered, ConfigError> {
+    let file = sources.file.as_deref().map(read_file).transpose()?;
+    load_over(file, sources)
+}
+
+/// As [`load`], with what was read from the file.
+pub(super) fn load_over(file: Option<Layer>, sources: &Sources) -> Result<Layered, ConfigError> {
     let default = Layer { origin: "default".into(), dict: parse_toml("default", DEFAULT)? };
     let schema = Schema::of(&default.dict)?;
-    let mut layers = Vec::new();
-    if let Some(path) = &sources.file {
-        layers.push(read_file(path)?);
-    }
+    let mut layers = Vec::from_iter(file);
     layers.extend(env::standard(&sources.env)?);
     layers.extend(env::own(&sources.env, &schema)?);
     for given in &sources.set {
@@ -258,7 +261,7 @@ fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     Ok(Layer { origin, dict })
 }
 
-fn parse_toml(origin: &str, text: &str) -> Result<Dict, ConfigError> {
+pub(super) fn parse_toml(origin: &str, text: &str) -> Result<Dict, ConfigError> {
     toml::from_str(text).map_err(|error| ConfigError::Syntax {
         origin: origin.into(),
         message: error.to_string().trim_end().replace('\n', "\n  "),

@@ -7,8 +7,11 @@
 mod changes;
 mod destinations;
 mod env;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layers;
 mod names;
+mod pinning;
 mod print;
 mod raw;
 mod receiver;
@@ -19,6 +22,7 @@ mod spool;
 pub use changes::{Changes, changes};
 pub use layers::{Layered, Sources, load};
 pub use names::{NameSettings, ResolverCgroup, ReverseSettings, ScopeKind};
+pub use pinning::Pinning;
 pub use print::print;
 pub(crate) use receiver::header;
 pub use receiver::{

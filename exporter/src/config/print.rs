@@ -35,7 +35,7 @@ pub fn print(layered: &Layered) -> String {
         lines.iter().map(|(line, ..)| line.chars().count()).filter(|w| *w < 60).max().unwrap_or(0);
     let mut text = String::new();
     for (line, more, origin) in lines {
-        let _ = writeln!(text, "{line:width$}  # {origin}");
+        let _ = writeln!(text, "{line:width$}  # {}", one_line(&origin));
         text.push_str(&more);
     }
     text
@@ -71,16 +71,40 @@ pub(super) fn without_password(url: &str) -> String {
 /// Keys below a free table may hold dots: they are quoted.
 fn quote_key(key: &str) -> String {
     if let Some((table, rest)) = free_table(key) {
-        return format!("{table}.{}", toml::Value::from(rest));
+        return format!("{table}.{}", quoted(rest));
     }
     key.to_owned()
+}
+
+/// A string or a key, on one line: a key may not take several. JSON's escapes are TOML's, where DEL is a control
+/// character, too.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// In a comment, which ends with its line: an option's key may hold anything.
+fn one_line(origin: &str) -> String {
+    origin.chars().fold(String::new(), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
+        line
+    })
+}
+
+/// Of a table within a value: bare, where TOML lets it be.
+fn inner_key(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !key.is_empty() && key.bytes().all(is_bare) { key.to_owned() } else { quoted(key) }
 }
 
 /// A value as TOML.
 pub(super) fn show(value: &Value) -> String {
     match value {
-        Value::String(_, s) => toml::Value::from(s.as_str()).to_string(),
-        Value::Char(_, c) => toml::Value::from(c.to_string()).to_string(),
+        Value::String(_, s) => quoted(s),
+        Value::Char(_, c) => quoted(&c.to_string()),
         Value::Bool(_, b) => b.to_string(),
         Value::Num(_, Num::F32(f)) => format!("{f:?}"),
         Value::Num(_, Num::F64(f)) => format!("{f:?}"),
@@ -92,7 +116,8 @@ pub(super) fn show(value: &Value) -> String {
             format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", "))
         }
         Value::Dict(_, dict) => {
-            let inner: Vec<_> = dict.iter().map(|(k, v)| format!("{k} = {}", show(v))).collect();
+            let inner: Vec<_> =
+                dict.iter().map(|(k, v)| format!("{} = {}", inner_key(k), show(v))).collect();
             format!("{{ {} }}", inner.join(", "))
         }
         Value::Empty(..) => "\"\"".into(),

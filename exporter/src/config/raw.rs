@@ -11,6 +11,9 @@ pub(super) struct RawSettings {
     pub(super) exclude: Vec<String>,
     pub(super) cgroup_mount: String,
     pub(super) confine: String,
+    pub(super) pin: bool,
+    pub(super) pin_folder: String,
+    pub(super) pin_state: String,
     pub(super) outputs: Vec<String>,
     pub(super) events: Vec<String>,
     pub(super) progress: RawProgress,
@@ -22,6 +25,7 @@ pub(super) struct RawSettings {
     pub(super) ring: RawRing,
     pub(super) flows: RawFlows,
     pub(super) process: RawProcess,
+    pub(super) probe: RawProbe,
     pub(super) dns: RawDns,
     pub(super) ids: RawIds,
     pub(super) spans: RawSpans,
@@ -125,6 +129,12 @@ pub(super) struct RawFlows {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProcess {
     pub(super) enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProbe {
+    pub(super) without: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 use super::ConfigError;
 use super::destinations::{any_endpoint, destinations, metrics};
 use super::names::{self, NameSettings};
+use super::pinning::{self, Pinning};
 use super::raw::{RawAttributes, RawSettings, RawTelemetry};
 use super::receiver::{Destination, Receiver};
 use super::sampling;
@@ -20,6 +21,7 @@ use crate::community_id::CommunityId;
 use crate::dns::DnsSettings;
 use crate::encode::{Changes, Mapping};
 use crate::enrich::Template;
+use crate::probe::{Optional, Without};
 use crate::record::{EventSet, RecordKind};
 use crate::sample::SamplingSettings;
 use crate::targets::{Pattern, Watched};
@@ -36,6 +38,8 @@ pub struct Settings {
     pub cgroup_mount: Option<PathBuf>,
     /// Whether flowend gives up what it needs no more once it has started.
     pub confine: Confine,
+    /// What stays in the kernel over a restart, and where.
+    pub pinning: Pinning,
     /// Where records go.
     pub outputs: Vec<Output>,
     /// The kinds of records that are made.
@@ -64,6 +68,8 @@ pub struct Settings {
     pub handshakes_failed_per_second: u32,
     /// Whether connect() and bind() tell the process.
     pub process: bool,
+    /// Programs that are not loaded.
+    pub without: Without,
     /// What is learnt from DNS messages, and for whom.
     pub names: NameSettings,
     /// Of the cache of names.
@@ -197,6 +203,7 @@ impl Settings {
                 &[("auto", Confine::Auto), ("required", Confine::Required), ("off", Confine::Off)],
                 origin,
             )?,
+            pinning: pinning::resolve(raw.pin, &raw.pin_folder, &raw.pin_state, origin)?,
             outputs,
             events: events(&raw.events, origin)?,
             progress_interval: positive("progress.interval", &raw.progress.interval, origin)?,
@@ -266,6 +273,7 @@ impl Settings {
                 origin,
             )? as u32,
             process: raw.process.enabled,
+            without: without(&raw.probe.without, origin)?,
             dns: names::cache(&raw.dns, origin)?,
             names: NameSettings::resolve(raw.dns, origin)?,
             ids_key: raw.ids.key,
@@ -309,6 +317,13 @@ pub(super) fn one_of<T: Copy>(
     choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         bad(key, origin, format!("\"{text}\" is none of {}", names.join(", ")))
+    })
+}
+
+fn without(given: &[String], origin: Origin<'_>) -> Result<Without, ConfigError> {
+    let choices = Optional::ALL.map(|optional| (optional.as_str(), optional));
+    given.iter().try_fold(Without::NOTHING, |without, text| {
+        Ok(without.and(one_of("probe.without", text, &choices, origin)?))
     })
 }
 

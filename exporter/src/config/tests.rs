@@ -394,6 +394,8 @@ fn each_mistake_names_its_place_and_the_remedy() {
         (set(&["otlp.headers.a b=c"]), &["key `otlp.headers.a b`", "no name of an HTTP header"]),
         (set(&["spool.max_bytes=16777215"]), &["key `spool.max_bytes`", "16777215", "16 MiB"]),
         (set(&["spool.directory=spool"]), &["key `spool.directory`", "\"spool\"", "/var/lib"]),
+        (set(&["pin_folder=flowend"]), &["key `pin_folder`", "\"flowend\"", "/sys/fs/bpf/flowend"]),
+        (set(&["pin_state=/"]), &["key `pin_state`", "\"/\"", "/var/lib/flowend/state"]),
         (set(&["shutdown.timeout=9999999999h"]), &["key `shutdown.timeout`", "up to a week"]),
         (
             set(&["otlp.endpoint=http://user:hush@c:1"]),

@@ -30,6 +30,8 @@ pub struct Needs {
     pub process: bool,
     /// Workloads' hosts files are read.
     pub hosts: bool,
+    /// Links to cgroups that appear are pinned.
+    pub pins: bool,
 }
 
 impl Needs {
@@ -38,11 +40,15 @@ impl Needs {
         let spool = settings.spool.as_ref().map(|spool| spool.directory.clone());
         // Written beside it and renamed.
         let snapshot = settings.names.snapshot.as_deref().map(folder_of);
+        let pinning = &settings.pinning;
+        let pins = [pinning.folder.clone(), folder_of(&pinning.state)];
+        let pins = pins.into_iter().filter(|_| pinning.wanted);
         Self {
-            writes: spool.into_iter().chain(snapshot).collect(),
+            writes: spool.into_iter().chain(snapshot).chain(pins).collect(),
             listens: settings.telemetry_listen.map(|address| address.port()),
             process: settings.process,
             hosts: settings.names.hosts,
+            pins: pinning.wanted,
         }
     }
 
@@ -298,8 +304,12 @@ mod tests {
             "telemetry.listen=127.0.0.1:80",
             "process.enabled=false",
             "dns.hosts=true",
+            "pin=true",
+            "pin_state=/var/lib/c/state",
         ]);
-        assert_eq!(all.writes, [Path::new("/var/lib/a/spool"), Path::new("/var/lib/b")]);
+        let folders = ["/var/lib/a/spool", "/var/lib/b", "/sys/fs/bpf/flowend", "/var/lib/c"];
+        assert_eq!(all.writes, folders.map(Path::new));
+        assert!(all.pins && !default.pins);
         assert_eq!((all.listens, all.process, all.hosts), (Some(80), false, true));
         assert_eq!(folder_of(Path::new("names")), Path::new("."));
     }

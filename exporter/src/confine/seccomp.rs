@@ -146,10 +146,18 @@ const OLDER_WRITING: &[i64] = &[];
 /// attached. No program is loaded, no map made, and nothing of others is opened by its id.
 const BPF_MAP_LOOKUP_ELEM: u64 = 1;
 const BPF_MAP_UPDATE_ELEM: u64 = 2;
+const BPF_MAP_GET_NEXT_KEY: u64 = 4;
 const BPF_OBJ_GET_INFO_BY_FD: u64 = 15;
 const BPF_LINK_CREATE: u64 = 28;
-const BPF_COMMANDS: [u64; 4] =
-    [BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET_INFO_BY_FD, BPF_LINK_CREATE];
+const BPF_COMMANDS: [u64; 5] = [
+    BPF_MAP_LOOKUP_ELEM,
+    BPF_MAP_UPDATE_ELEM,
+    BPF_MAP_GET_NEXT_KEY,
+    BPF_OBJ_GET_INFO_BY_FD,
+    BPF_LINK_CREATE,
+];
+/// And where links are pinned, to pin. Nothing that is pinned is opened any more: that is done before.
+const BPF_OBJ_PIN: u64 = 6;
 
 /// Requests of ioctl() that are left (include/uapi/asm-generic/ioctls.h): of the terminal those that ask, and what tokio
 /// and std set of a descriptor. As numbers, since the C libraries give them different types.
@@ -221,7 +229,8 @@ fn rules(needs: &Needs, enters_namespaces: bool) -> Result<Rules, BackendError> 
     files(&mut rules, needs)?;
     sockets(&mut rules)?;
     process(&mut rules)?;
-    for command in BPF_COMMANDS {
+    let pinning = needs.pins.then_some(BPF_OBJ_PIN);
+    for command in BPF_COMMANDS.into_iter().chain(pinning) {
         allow(&mut rules, libc::SYS_bpf, &[Argument::Is(0, command)])?;
     }
     if enters_namespaces {

@@ -1,5 +1,8 @@
 //! Netlink messages of a sock_diag dump: bytes in, sockets out. No I/O.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::io;
 
 use flowend_probe_types::TcpState;

@@ -15,6 +15,8 @@ mod socket;
 pub use direction::{direction, exact_direction};
 pub use dump::{DiagError, Namespace, dump};
 pub use listeners::{Listener, Listeners};
+#[cfg(any(test, fuzzing))]
+pub(crate) use message::fuzz::check as check_answer;
 pub use procfs::{Owners, ProcessFilter, owners};
 pub use snapshot::{
     LeftOut, LeftOutReason, Snapshot, SnapshotOptions, can_enter_namespaces, snapshot,

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use flowend_probe_types::{Addr, DnsEvent};
-use hashlink::LruCache;
 use smallvec::SmallVec;
 
 use super::message::{Message, NameId};
 use super::query::QUERY_NS;
+use crate::fair::Table;
 
 /// Port of mDNS (RFC 6762, section 3).
 pub(super) const MDNS_PORT: u16 = 5353;
@@ -42,7 +42,7 @@ pub(super) fn may_say(chain: &[Arc<str>], ttl: u32) -> bool {
 
 /// The questions asked by mDNS.
 #[derive(Debug)]
-pub(super) struct Asked(LruCache<(u64, u64), SmallVec<[Name; 2]>>);
+pub(super) struct Asked(Table<(u64, u64), SmallVec<[Name; 2]>>);
 
 #[derive(Debug)]
 struct Name {
@@ -53,7 +53,7 @@ struct Name {
 
 impl Asked {
     pub(super) fn new() -> Self {
-        Self(LruCache::new(MAX_SOCKETS))
+        Self(Table::new(MAX_SOCKETS))
     }
 
     /// Takes in the questions of one query; `false` where none is for a name of the link.
@@ -74,13 +74,13 @@ impl Asked {
             }
             asked.push(Name { labels: labels.into(), id, time_ns: facts.time_ns });
         }
-        self.0.insert(socket, asked);
+        self.0.insert(facts.cgroup_id, socket, asked);
         true
     }
 
     /// Whether this socket asked at all: cheap, before the answer is parsed.
     pub(super) fn expects(&self, facts: &DnsEvent) -> bool {
-        self.0.peek(&(facts.cgroup_id, facts.cookie)).is_some()
+        self.0.get(&(facts.cgroup_id, facts.cookie)).is_some()
     }
 
     /// Sockets whose questions are kept.
@@ -96,7 +96,7 @@ impl Asked {
         id: u16,
         message: &Message,
     ) -> SmallVec<[NameId; 2]> {
-        let asked = self.0.peek(&(facts.cgroup_id, facts.cookie)).map_or(&[][..], |a| a);
+        let asked = self.0.get(&(facts.cgroup_id, facts.cookie)).map_or(&[][..], |a| a);
         // From port 5353 the whole of mDNS is spoken, where ids mean nothing (section 18.1). Any
         // other port gets an answer like those of DNS (section 6.7).
         let by_id = facts.local_port != MDNS_PORT;

@@ -1,11 +1,11 @@
 //! Queries on their way to a server: an answer counts only if it is the answer to one of them.
 //!
-//! Bounded: the query that waited longest gives way. A query that is sent again is one query.
+//! Bounded: of a cgroup that has more than its share waiting, the query that waited longest gives way. A query that is sent again is one query.
 
 use flowend_probe_types::{Addr, DnsEvent};
-use hashlink::LruCache;
 
 use super::message::{Message, Question};
+use crate::fair::Table;
 
 /// An answer later than this after its query does not count, ns.
 pub const QUERY_NS: u64 = 30_000_000_000;
@@ -64,13 +64,13 @@ pub(super) enum Match {
 /// The queries on their way.
 #[derive(Debug)]
 pub(super) struct Queries {
-    waiting: LruCache<QueryKey, Query>,
+    waiting: Table<QueryKey, Query>,
     displaced: u64,
 }
 
 impl Queries {
     pub(super) fn new() -> Self {
-        Self { waiting: LruCache::new(MAX_QUERIES), displaced: 0 }
+        Self { waiting: Table::new(MAX_QUERIES), displaced: 0 }
     }
 
     /// Takes in a query. Sent again, it waits from now on.
@@ -81,25 +81,22 @@ impl Queries {
         question: Question,
         time_ns: u64,
     ) {
-        if self.waiting.len() == MAX_QUERIES && !self.waiting.contains_key(&key) {
-            let oldest = self.waiting.remove_lru();
-            let waited = oldest.map(|(_, query)| time_ns.saturating_sub(query.time_ns));
-            self.displaced += u64::from(waited.is_some_and(|ns| ns < QUERY_NS));
-        }
         let Question { name, kind, class } = question;
         let query = Query { name: message.labels(name).into(), kind, class, time_ns };
-        self.waiting.insert(key, query);
+        let displaced = self.waiting.insert(key.cgroup_id, key, query);
+        let waited = displaced.map(|query| time_ns.saturating_sub(query.time_ns));
+        self.displaced += u64::from(waited.is_some_and(|ns| ns < QUERY_NS));
     }
 
     /// Whether a query with this key waits: cheap, before its answer is parsed.
     pub(super) fn expects(&self, key: &QueryKey) -> bool {
-        self.waiting.peek(key).is_some()
+        self.waiting.get(key).is_some()
     }
 
     /// Holds an answer against its query, which is answered then. A forged answer takes no query away
     /// from the real one.
     pub(super) fn answer(&mut self, key: &QueryKey, message: &Message, time_ns: u64) -> Match {
-        let Some(query) = self.waiting.peek(key) else { return Match::WrongQuestion };
+        let Some(query) = self.waiting.get(key) else { return Match::WrongQuestion };
         let matched = match message.questions.as_slice() {
             _ if time_ns.saturating_sub(query.time_ns) >= QUERY_NS => Match::Late,
             [question] if query.is(message, question) => Match::Answers,

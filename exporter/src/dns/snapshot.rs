@@ -5,7 +5,8 @@
 //! What is not exactly as it was written is not believed, and nothing of it is taken. Pure but for the
 //! file: the time and the boot are arguments.
 
-mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::ScopeKind;
+use crate::whole_file::{self, Unfit};
 
 /// Of the format: 1.
 pub const VERSION: u32 = 1;
@@ -150,6 +152,18 @@ pub enum Reason {
     TooMany,
 }
 
+impl From<Unfit> for Reason {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Io(error) => Self::Io(error),
+            Unfit::NotAFile => Self::NotAFile,
+            Unfit::Owner(user) => Self::Owner(user),
+            Unfit::Mode(mode) => Self::Mode(mode),
+            Unfit::TooLong => Self::TooLong,
+        }
+    }
+}
+
 impl Reason {
     const fn remedy(&self) -> &'static str {
         match self {
@@ -199,7 +213,20 @@ pub fn write(
     entries: &mut dyn Iterator<Item = Entry>,
     here: &Here,
 ) -> Result<Written, SnapshotError> {
-    file::replace(path, |out| encode(out, entries, here, MAX_BYTES))
+    whole_file::replace(path, |out| encode(out, entries, here, MAX_BYTES))
+        .map_err(|e| unwritten(path, e))
+}
+
+fn unwritten(path: &Path, cause: io::Error) -> SnapshotError {
+    let remedy = match cause.kind() {
+        io::ErrorKind::IsADirectory => "set dns.snapshot to a file's path",
+        io::ErrorKind::NotFound => {
+            "create its folder (systemd does: StateDirectory=flowend), or set dns.snapshot"
+        }
+        io::ErrorKind::StorageFull => "make room there, or set dns.snapshot to another place",
+        _ => "flowend must be able to write to its folder; else set dns.snapshot",
+    };
+    SnapshotError::Write { path: path.to_owned(), cause, remedy }
 }
 
 /// Reads the file. That there is none is no error: nothing is restored.
@@ -219,7 +246,8 @@ pub fn read(
         let remedy = reason.remedy();
         SnapshotError::Unusable { path: path.to_owned(), reason, remedy }
     };
-    let Some(bytes) = file::contents(path, MAX_BYTES).map_err(unusable)? else {
+    let read = whole_file::contents(path, MAX_BYTES);
+    let Some(bytes) = read.map_err(|unfit| unusable(unfit.into()))? else {
         return Ok(Restored::default());
     };
     let (theirs, entries) = decode(&bytes, MAX_ENTRIES).map_err(unusable)?;

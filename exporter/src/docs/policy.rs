@@ -12,7 +12,7 @@ use super::{repository, tables_below};
 const TESTS_WITH_UNSAFE: [&str; 4] = [
     "exporter/testing/datagram.rs",
     "exporter/testing/puppet.rs",
-    "exporter/tests/kernel/bad_input.rs",
+    "exporter/tests/kernel/exclusive.rs",
     "exporter/tests/kernel/link.rs",
 ];
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowend_probe_types::{EventKind, ProcessEvent};
-use hashlink::LruCache;
+use serde::{Deserialize, Serialize};
 
+use crate::fair::Table;
 use crate::flow::ConnectionEnd;
 
 /// An executable's name is read anew after this long: a process may exec, a pid may be reused.
@@ -32,24 +33,34 @@ pub struct Process {
     pub executable: Option<Arc<str>>,
 }
 
-/// Which process connected or bound which socket. Bounded.
+/// Which process connected or bound which socket. Bounded: of many, a cgroup with more than its share forgets first.
 #[derive(Debug)]
 pub struct Processes {
-    by_cookie: LruCache<u64, Process>,
+    by_cookie: Table<u64, Process>,
     /// Those that bound a socket: an idle listener is not to be forgotten over many connections.
-    bound: LruCache<u64, Process>,
+    bound: Table<u64, Process>,
     names: moka::sync::Cache<u32, Option<Arc<str>>>,
     /// Pids of events are those of the initial namespace: /proc must be of it, too.
     proc_is_initial: bool,
     own_pid: u32,
 }
 
+/// What is known of processes, for the flowend that goes on.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct KeptProcesses {
+    by_cookie: Vec<KeptProcess>,
+    bound: Vec<KeptProcess>,
+}
+
+/// Cgroup id, socket cookie, pid, and the executable's name.
+type KeptProcess = (u64, u64, u32, Option<String>);
+
 impl Processes {
     /// Remembers at most `limit` sockets.
     pub fn new(limit: usize) -> Self {
         Self {
-            by_cookie: LruCache::new(limit.max(1)),
-            bound: LruCache::new(limit.max(1)),
+            by_cookie: Table::new(limit),
+            bound: Table::new(limit),
             names: moka::sync::Cache::builder()
                 .max_capacity(4096)
                 .time_to_live(NAME_LIFETIME)
@@ -68,17 +79,39 @@ impl Processes {
         }
         let process = self.process(event.pid);
         match kind {
-            EventKind::Bind => self.bound.insert(event.cookie, process),
-            _ => self.by_cookie.insert(event.cookie, process),
+            EventKind::Bind => self.bound.insert(event.cgroup_id, event.cookie, process),
+            _ => self.by_cookie.insert(event.cgroup_id, event.cookie, process),
         };
     }
 
     /// Takes in which process holds a socket that was made before the probe came. What connect() or
     /// bind() told is not overruled.
     pub fn found(&mut self, cookie: u64, pid: u32) {
-        if !self.by_cookie.contains_key(&cookie) && !self.bound.contains_key(&cookie) {
+        if self.by_cookie.get(&cookie).is_none() && self.bound.get(&cookie).is_none() {
             let process = self.process(pid);
-            self.bound.insert(cookie, process);
+            self.bound.insert(0, cookie, process);
+        }
+    }
+
+    /// Hands over what is known, the oldest first.
+    pub fn hand_over(&mut self) -> KeptProcesses {
+        let kept = |(cgroup_id, cookie, process): (u64, u64, Process)| {
+            (cgroup_id, cookie, process.pid, process.executable.map(|name| name.to_string()))
+        };
+        KeptProcesses {
+            by_cookie: self.by_cookie.drain().into_iter().map(kept).collect(),
+            bound: self.bound.drain().into_iter().map(kept).collect(),
+        }
+    }
+
+    /// Takes it in again.
+    pub fn take_in(&mut self, kept: KeptProcesses) {
+        let process = |pid, name: Option<String>| Process { pid, executable: name.map(Arc::from) };
+        for (cgroup_id, cookie, pid, name) in kept.by_cookie {
+            self.by_cookie.insert(cgroup_id, cookie, process(pid, name));
+        }
+        for (cgroup_id, cookie, pid, name) in kept.bound {
+            self.bound.insert(cgroup_id, cookie, process(pid, name));
         }
     }
 
@@ -102,6 +135,12 @@ impl Processes {
                 connected.or_else(|| self.bound.get(&end.cookie).cloned())
             }
         }
+    }
+
+    /// A connection of this socket has ended. Its process is forgotten before those of open ones, and not at once: the
+    /// next connect() of the same socket may have been told already.
+    pub fn ended(&mut self, cookie: u64) {
+        self.by_cookie.spare(cookie);
     }
 
     /// Whether this is flowend's own process. Only where pids can be compared.
@@ -143,8 +182,30 @@ mod tests {
             processes.observe(EventKind::Connect, &event);
         }
         let known: HashMap<u64, bool> =
-            (0..3).map(|c| (c, processes.by_cookie.contains_key(&c))).collect();
+            (0..3).map(|c| (c, processes.by_cookie.get(&c).is_some())).collect();
         assert_eq!(known, HashMap::from([(0, false), (1, true), (2, true)]));
+    }
+
+    #[test]
+    fn connections_that_ended_do_not_make_an_open_one_forgotten() {
+        let mut processes = Processes::new(3);
+        let mut connect = |cookie, has_ended| {
+            let event = ProcessEvent { cookie, pid: 1, cgroup_id: 5, ..ProcessEvent::default() };
+            processes.observe(EventKind::Connect, &event);
+            if has_ended {
+                processes.ended(cookie);
+            }
+        };
+        connect(1, false);
+        (2..20).for_each(|cookie| connect(cookie, true));
+        // Connected again before its end was told.
+        connect(20, true);
+        connect(20, false);
+        connect(21, true);
+        connect(22, true);
+        let known: Vec<u64> =
+            (1..23).filter(|cookie| processes.by_cookie.get(cookie).is_some()).collect();
+        assert_eq!(known, [1, 20, 22]);
     }
 
     #[test]
@@ -165,6 +226,6 @@ mod tests {
         for cookie in 0..10 {
             processes.observe(EventKind::Connect, &event(cookie));
         }
-        assert!(processes.bound.contains_key(&100) && processes.bound.contains_key(&101));
+        assert!(processes.bound.get(&100).is_some() && processes.bound.get(&101).is_some());
     }
 }

@@ -122,6 +122,11 @@ impl Workloads {
         }
     }
 
+    /// The path of a cgroup that was seen before.
+    pub fn known_path(&self, cgroup_id: u64) -> Option<Arc<str>> {
+        self.paths.get(cgroup_id)
+    }
+
     /// Has the cgroups of coming events looked up again: those in use stay among the paths that are remembered,
     /// and what could not be found is tried again.
     pub const fn forget_observed(&mut self) {

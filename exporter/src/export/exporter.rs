@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tracing::error;
 
 use super::health::Health;
 use super::queue::{Limits, Queue, Taken};
+use super::reach::{LAST_TRY, Reach};
 use super::retry::{Gate, jittered};
 use super::spooled::{Spooled, Unspooled};
 use super::transport::{Answer, Client};
@@ -25,14 +27,35 @@ use crate::ledger::{DropCause, KindCounts};
 
 /// Sends requests; several at once.
 pub trait Wire: Send + Sync + 'static {
-    /// Sends the protobuf of an export request, and waits for the answer.
-    fn send(&self, body: Bytes) -> impl Future<Output = Answer> + Send;
+    /// Sends the protobuf of an export request, and waits for the answer; for a connection only until `hopeless`
+    /// is ready.
+    fn send(
+        &self,
+        body: Bytes,
+        hopeless: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Answer> + Send;
 }
 
 impl Wire for Client {
-    fn send(&self, body: Bytes) -> impl Future<Output = Answer> + Send {
-        Self::send(self, body)
+    fn send(
+        &self,
+        body: Bytes,
+        hopeless: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Answer> + Send {
+        self.send_unless(body, hopeless)
     }
+}
+
+/// How an exporter is to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Not yet. A queue that is closed all the same is closed because flowend stops.
+    #[default]
+    Open,
+    /// Once its queue is closed, this is why what is left is dropped.
+    Closing(DropCause),
+    /// There is no more time.
+    Now(DropCause),
 }
 
 /// What may be exchanged while the exporter runs.
@@ -90,8 +113,8 @@ pub(super) struct Exporter<W> {
     pub(super) live: Arc<Live<W>>,
     pub(super) health: Arc<Health>,
     pub(super) gate: Gate,
-    /// Says when there is no more time, and why what is left is dropped.
-    pub(super) stop: watch::Receiver<Option<DropCause>>,
+    pub(super) reach: Reach,
+    pub(super) ending: watch::Receiver<Ending>,
 }
 
 /// What became of a piece.
@@ -105,8 +128,8 @@ enum Fate {
 }
 
 impl<W: Wire> Exporter<W> {
-    /// Until the queue is closed and empty, or there is no more time. What is left then goes into the
-    /// spool, or is dropped.
+    /// Until the queue is closed and empty, or there is no more time, or nobody is there. What is left then goes
+    /// into the spool, or is dropped.
     pub(super) async fn run(mut self) -> std::io::Result<()> {
         let spooler = self.spooler.take();
         let this = Arc::new(self);
@@ -122,6 +145,7 @@ impl<W: Wire> Exporter<W> {
             tokio::select! {
                 biased;
                 () = this.stopped() => break,
+                () = this.reach.given_up() => break,
                 Some(ended) = flights.join_next() => landed(Some(ended)),
                 found = next.as_mut() => match found {
                     None => break,
@@ -217,11 +241,13 @@ impl<W: Wire> Exporter<W> {
             }
             let current = self.live.get();
             let answer = tokio::select! {
-                answer = current.wire.send(piece.body.clone()) => answer,
+                answer = current.wire.send(piece.body.clone(), self.hopeless()) => answer,
                 () = self.stopped() => return Fate::Left(piece),
             };
+            self.reach.note(&answer, self.queue.is_closed());
+            let is_missed = matches!(answer, Answer::Unreached { .. });
             let n = piece.held.len();
-            match answer {
+            let (after, why) = match answer {
                 Answer::Taken { rejected, message } => {
                     self.health.works(rejected.min(n), &message);
                     piece.held.settle_without(rejected);
@@ -233,27 +259,40 @@ impl<W: Wire> Exporter<W> {
                     piece.held.settle(Err(DropCause::Refused));
                     return Fate::Settled;
                 }
-                Answer::Again { after, why } => {
-                    let export = &current.export;
-                    let now = *pause.get_or_insert(export.retry_initial);
-                    let wait = after.unwrap_or_default().max(jittered(now));
-                    pause = Some((now * 2).min(export.retry_max));
-                    if self.spool.is_none() && start.elapsed() + wait > export.retry_for {
-                        self.health
-                            .fails(&why, &format!("{n} records given up after export.retry_for"));
-                        piece.held.settle(Err(DropCause::RetryExhausted));
-                        return Fate::Settled;
-                    }
-                    self.health.fails(&why, "flowend goes on and tries again");
-                    if let Some(after) = after {
-                        self.gate.close_for(after);
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = self.leaving() => return Fate::Left(piece),
-                    }
-                }
+                Answer::Again { after, why } => (after, why),
+                Answer::Unreached { why } => (None, why),
+            };
+            let export = &current.export;
+            let now = *pause.get_or_insert(export.retry_initial);
+            let wait = after.unwrap_or_default().max(jittered(now));
+            pause = Some((now * 2).min(export.retry_max));
+            if self.spool.is_none() && start.elapsed() + wait > export.retry_for {
+                self.health.fails(&why, &format!("{n} records given up after export.retry_for"));
+                piece.held.settle(Err(DropCause::RetryExhausted));
+                return Fate::Settled;
             }
+            self.health.fails(&why, "flowend goes on and tries again");
+            if let Some(after) = after {
+                self.gate.close_for(after);
+            }
+            tokio::select! {
+                () = self.pause(wait, is_missed) => {}
+                () = self.leaving() => return Fate::Left(piece),
+            }
+        }
+    }
+
+    /// Waits for the next try. That of a receiver that is not there comes soon when flowend stops: it is the last.
+    async fn pause(&self, wait: Duration, is_missed: bool) {
+        if !is_missed {
+            return tokio::time::sleep(wait).await;
+        }
+        if self.queue.is_closed() {
+            return tokio::time::sleep(wait.min(LAST_TRY)).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.queue.closed() => {}
         }
     }
 
@@ -280,7 +319,10 @@ impl<W: Wire> Exporter<W> {
 
     /// Why what is left is dropped.
     fn cause(&self) -> DropCause {
-        self.stop.borrow().unwrap_or(DropCause::Shutdown)
+        match *self.ending.borrow() {
+            Ending::Open => DropCause::Shutdown,
+            Ending::Closing(cause) | Ending::Now(cause) => cause,
+        }
     }
 
     /// What is left when the exporter ends.
@@ -300,22 +342,32 @@ impl<W: Wire> Exporter<W> {
 
     /// Ready when there is no more time.
     async fn stopped(&self) {
-        let mut stop = self.stop.clone();
+        let mut ending = self.ending.clone();
         // Nobody who could say so is no reason to stop.
-        if stop.wait_for(Option::is_some).await.is_err() {
+        if ending.wait_for(|ending| matches!(ending, Ending::Now(_))).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Ready when a request that waits for its next try should not wait any more: there is no more time, or
-    /// flowend stops and the spool can keep it.
+    /// nobody is there, or flowend stops and the spool can keep it.
     async fn leaving(&self) {
-        if self.spool.is_none() {
-            return self.stopped().await;
-        }
         tokio::select! {
             () = self.stopped() => {}
-            () = self.queue.closed() => {}
+            () = self.reach.given_up() => {}
+            () = self.queue.closed(), if self.spool.is_some() => {}
+        }
+    }
+
+    /// Ready when a request should not wait for a connection any more: flowend stops, the receiver could not be
+    /// reached the last time, and cannot be now.
+    async fn hopeless(&self) {
+        self.queue.closed().await;
+        tokio::select! {
+            () = self.reach.given_up() => {}
+            () = tokio::time::sleep(LAST_TRY) => if !self.reach.is_missed() {
+                self.reach.given_up().await;
+            }
         }
     }
 }

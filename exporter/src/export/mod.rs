@@ -10,6 +10,7 @@ mod held;
 mod metrics;
 mod outputs;
 mod queue;
+mod reach;
 mod retry;
 mod sinks;
 pub mod spool;

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::exporter::{Exporter, Live};
+use super::exporter::{Ending, Exporter, Live};
 use super::health::Health;
 use super::queue::Queue;
+use super::reach::Reach;
 use super::retry::Gate;
 use super::sinks::{Sink, Sinks};
 use super::spool::Spool;
@@ -42,8 +43,7 @@ pub struct Outputs {
 struct Running {
     sink: Sink,
     task: JoinHandle<std::io::Result<()>>,
-    /// Why what is left is dropped, once there is no more time.
-    stop: watch::Sender<Option<DropCause>>,
+    ending: watch::Sender<Ending>,
     kind: Kind,
 }
 
@@ -216,6 +216,8 @@ impl Outputs {
     /// Ends outputs that the data path does not use any more: what they hold may still be sent for this long.
     pub fn let_go(&mut self, leaving: Leaving, patience: Duration) {
         for output in leaving.0 {
+            // First: an exporter whose receiver is not there ends with its queue.
+            output.ending.send_replace(Ending::Closing(DropCause::Removed));
             output.sink.close();
             self.leaving.push(tokio::spawn(async move {
                 output.end(tokio::time::sleep(patience), DropCause::Removed).await;
@@ -261,8 +263,8 @@ impl Outputs {
         None
     }
 
-    /// Waits until all is sent, or the deadline is ready; what is left then goes into the spool, or is dropped
-    /// and counted. The sinks must be closed.
+    /// Waits until all is sent, or the deadline is ready, or of a receiver is known that it is not there; what is
+    /// left then goes into the spool, or is dropped and counted. The sinks must be closed.
     pub async fn finish(self, deadline: impl Future<Output = ()>) -> Vec<Arc<OutputLedger>> {
         let ledgers = self.ledgers();
         let (late, is_late) = watch::channel(false);
@@ -294,14 +296,14 @@ impl Outputs {
         for ledger in &ledgers {
             let left = ledger.dropped(DropCause::Shutdown);
             if left > 0 {
-                warn!("{ledger}: {left} records unsent when shutdown.timeout was over");
+                warn!("{ledger}: {left} records unsent when flowend stopped");
             }
         }
         ledgers
     }
 
     fn begin(&mut self, output: Wanted, settings: &Settings) -> anyhow::Result<Running> {
-        let (stop, stopping) = watch::channel(None);
+        let (ending, is_ending) = watch::channel(Ending::default());
         match output {
             Wanted::Stream(format, events) => {
                 let name = format.as_str();
@@ -309,7 +311,7 @@ impl Outputs {
                 let queue = Queue::new(settings.export.queue(), ledger);
                 let format = SharedFormat::new(format);
                 let task = stream::spawn(Arc::clone(&queue), format.clone(), tokio::io::stdout());
-                Ok(Running { sink: Sink::Lines(queue), task, stop, kind: Kind::Stream(format) })
+                Ok(Running { sink: Sink::Lines(queue), task, ending, kind: Kind::Stream(format) })
             }
             Wanted::Otlp { destination, signal, receiver, client, events } => {
                 let spool = open_spool(settings.spool.as_ref(), &destination, signal)?;
@@ -331,11 +333,12 @@ impl Outputs {
                     live: Arc::clone(&live),
                     health: Arc::clone(&health),
                     gate: Gate::default(),
-                    stop: stopping,
+                    reach: Reach::default(),
+                    ending: is_ending,
                 };
                 let task = tokio::spawn(exporter.run());
                 let kind = Kind::Otlp { live, health };
-                Ok(Running { sink: Sink::Otlp(signal, queue), task, stop, kind })
+                Ok(Running { sink: Sink::Otlp(signal, queue), task, ending, kind })
             }
         }
     }
@@ -373,7 +376,7 @@ impl Running {
         tokio::select! {
             _ = &mut self.task => {}
             () = deadline => {
-                self.stop.send_replace(Some(cause));
+                self.ending.send_replace(Ending::Now(cause));
                 // stdout may be a pipe that nobody reads.
                 let is_stream = matches!(self.kind, Kind::Stream(_));
                 let patience = if is_stream { Duration::ZERO } else { PUT_AWAY };

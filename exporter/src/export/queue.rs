@@ -1,12 +1,14 @@
 //! A bounded queue between the data path, which never waits, and one output, which may.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::Held;
+use crate::fair::{Holder, Losses, NAMED_LOSERS, Shares};
 use crate::ledger::{DropCause, KindCounts, OutputLedger};
 use crate::record::{Record, RecordKind};
 
@@ -16,6 +18,8 @@ pub trait Item {
     fn kind(&self) -> RecordKind;
     /// The memory that it keeps from being freed, bytes, about.
     fn memory(&self) -> usize;
+    /// Whose it is.
+    fn holder(&self) -> Holder;
     /// What it adds to a request, bytes.
     fn size(&self) -> usize;
 }
@@ -27,6 +31,10 @@ impl Item for Arc<Record> {
 
     fn memory(&self) -> usize {
         size_of::<Record>() + self.local_names.len() * 16 + self.remote_names.len() * 16
+    }
+
+    fn holder(&self) -> Holder {
+        self.end.cgroup_id.unwrap_or(0)
     }
 
     fn size(&self) -> usize {
@@ -63,11 +71,22 @@ pub struct Queue<T> {
     /// Whether it is closed, for those who wait for that.
     closing: watch::Sender<bool>,
     ledger: Arc<OutputLedger>,
+    /// Whether it was full when something was pushed last, and nothing was taken since.
+    was_full: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Inner<T> {
-    items: VecDeque<T>,
+    /// In the order in which they came; `None` for one that gave way.
+    items: VecDeque<Option<T>>,
+    /// The number of the first of them.
+    first: u64,
+    /// Those that are there.
+    len: usize,
+    /// Their numbers by cgroup, once the queue was full, and until it is half empty again.
+    shares: Option<Shares<u64>>,
+    /// Dropped because the queue was full, by cgroup.
+    dropped: Losses,
     memory: usize,
     size: usize,
     limits: Limits,
@@ -94,15 +113,72 @@ const NEVER: Limits = Limits { records: usize::MAX, bytes: usize::MAX };
 
 impl<T> Inner<T> {
     fn has(&self, much: Limits) -> bool {
-        self.items.len() >= much.records || self.size >= much.bytes
+        self.len >= much.records || self.size >= much.bytes
     }
 
     fn is_full(&self) -> bool {
-        self.items.len() >= self.limits.records || self.memory >= self.limits.bytes
+        self.len >= self.limits.records || self.memory >= self.limits.bytes
     }
 
     fn is_pressing(&self) -> bool {
-        self.items.len() > self.limits.records / 2 || self.memory > self.limits.bytes / 2
+        self.len > self.limits.records / 2 || self.memory > self.limits.bytes / 2
+    }
+}
+
+impl<T: Item> Inner<T> {
+    fn push(&mut self, item: T) {
+        if let Some(shares) = &mut self.shares {
+            shares.add(item.holder(), self.first + self.items.len() as u64);
+        }
+        self.memory += item.memory();
+        self.size += item.size();
+        self.len += 1;
+        self.items.push_back(Some(item));
+    }
+
+    /// The first one, unless there is none.
+    fn pop(&mut self) -> Option<T> {
+        loop {
+            let item = self.items.pop_front()?;
+            let number = self.first;
+            self.first += 1;
+            if let Some(item) = item {
+                self.left(&item, number);
+                return Some(item);
+            }
+        }
+    }
+
+    /// The first one stays.
+    fn peek(&self) -> Option<&T> {
+        self.items.iter().flatten().next()
+    }
+
+    fn left(&mut self, item: &T, number: u64) {
+        if let Some(shares) = &mut self.shares {
+            shares.remove(item.holder(), &number);
+        }
+        self.memory -= item.memory();
+        self.size -= item.size();
+        self.len -= 1;
+    }
+
+    /// In a full queue: takes the youngest out of a cgroup that has more than its share waiting, to make room for
+    /// one of `newcomer`. `None` where that has its own share, and gives way itself.
+    fn displace(&mut self, newcomer: Holder) -> Option<T> {
+        let Self { items, first, shares, .. } = self;
+        let shares = shares.get_or_insert_with(|| {
+            let mut shares = Shares::default();
+            for (number, item) in (*first..).zip(items.iter()) {
+                item.iter().for_each(|item| shares.add(item.holder(), number));
+            }
+            shares
+        });
+        let loser = shares.gives_way(newcomer).filter(|loser| *loser != newcomer)?;
+        let number = shares.youngest(loser)?;
+        let item = items.get_mut((number - *first) as usize)?.take()?;
+        self.left(&item, number);
+        Some(item)
     }
 }
 
@@ -112,6 +188,10 @@ impl<T: Item> Queue<T> {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 items: VecDeque::new(),
+                first: 0,
+                len: 0,
+                shares: None,
+                dropped: Losses::new(NAMED_LOSERS),
                 memory: 0,
                 size: 0,
                 limits,
@@ -125,6 +205,7 @@ impl<T: Item> Queue<T> {
             pressing: Notify::new(),
             closing: watch::Sender::new(false),
             ledger,
+            was_full: AtomicBool::new(false),
         })
     }
 
@@ -133,18 +214,24 @@ impl<T: Item> Queue<T> {
         &self.ledger
     }
 
-    /// Takes an item in, or counts it as dropped when the queue is full. Never waits.
+    /// What each cgroup lost because the queue was full.
+    pub fn dropped(&self) -> Losses {
+        self.lock().dropped.clone()
+    }
+
+    /// Takes an item in. When the queue is full, the youngest of the cgroup that has most waiting gives way, or this
+    /// item where it is of a cgroup with its share; either is counted as dropped. Never waits.
     pub fn push(&self, item: T) {
         let kind = item.kind();
         let mut inner = self.lock();
-        if inner.closed || inner.is_full() {
-            let cause = if inner.closed { DropCause::OutputClosed } else { inner.full };
+        if inner.closed {
             drop(inner);
-            return self.ledger.drop_new(kind, cause);
+            return self.ledger.drop_new(kind, DropCause::OutputClosed);
         }
-        inner.memory += item.memory();
-        inner.size += item.size();
-        inner.items.push_back(item);
+        if !self.make_room(&mut inner, kind, item.holder()) {
+            return;
+        }
+        inner.push(item);
         self.ledger.enqueue(kind);
         if inner.has(inner.wake_at) {
             inner.wake_at = NEVER;
@@ -154,6 +241,31 @@ impl<T: Item> Queue<T> {
             inner.spooler_waits = false;
             self.pressing.notify_one();
         }
+    }
+
+    /// Whether an item of this kind and cgroup is not taken in: then it is counted as dropped, and need not be made.
+    pub(super) fn refuses(&self, kind: RecordKind, holder: Holder) -> bool {
+        if !self.was_full.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut inner = self.lock();
+        !inner.closed && !self.make_room(&mut inner, kind, holder)
+    }
+
+    /// Makes room for one item; false where it has to give way itself, and is counted.
+    fn make_room(&self, inner: &mut Inner<T>, kind: RecordKind, newcomer: Holder) -> bool {
+        while inner.is_full() {
+            self.was_full.store(true, Ordering::Relaxed);
+            let cause = inner.full;
+            let Some(displaced) = inner.displace(newcomer) else {
+                inner.dropped.add(newcomer, 1);
+                self.ledger.drop_new(kind, cause);
+                return false;
+            };
+            inner.dropped.add(displaced.holder(), 1);
+            self.ledger.drop_queued(displaced.kind(), cause);
+        }
+        true
     }
 
     /// Waits until there is room, or nothing is taken in any more; for the one producer that may wait.
@@ -217,22 +329,21 @@ impl<T: Item> Queue<T> {
     /// What there is at the front, as much as goes into a batch, and at least one. `None` when it is empty.
     pub(super) fn take_now(&self, batch: Limits) -> Option<Taken<T>> {
         let mut inner = self.lock();
-        let mut size = 0;
-        let fits = |item: &&T| {
-            size += item.size();
-            size <= batch.bytes
-        };
-        let n = inner.items.iter().take(batch.records).take_while(fits).count();
-        let n = n.max(1).min(inner.items.len());
-        if n == 0 {
+        let mut items = Vec::with_capacity(batch.records.min(inner.len));
+        let (mut size, mut counts) = (0, KindCounts::default());
+        while let Some(next) = inner.peek() {
+            size += next.size();
+            if !items.is_empty() && (items.len() >= batch.records || size > batch.bytes) {
+                break;
+            }
+            items.extend(inner.pop().inspect(|item| counts[item.kind() as usize] += 1));
+        }
+        if items.is_empty() {
             return None;
         }
-        let items: Vec<T> = inner.items.drain(..n).collect();
-        let mut counts = KindCounts::default();
-        for item in &items {
-            inner.memory -= item.memory();
-            inner.size -= item.size();
-            counts[item.kind() as usize] += 1;
+        self.was_full.store(false, Ordering::Relaxed);
+        if !inner.is_pressing() {
+            inner.shares = None;
         }
         self.ledger.dequeue(counts);
         self.emptied.notify_one();
@@ -242,10 +353,13 @@ impl<T: Item> Queue<T> {
     /// Puts back what was taken, to where it was.
     pub(super) fn put_back(&self, taken: Taken<T>) {
         let mut inner = self.lock();
+        // They are numbered anew, should it be full again.
+        (inner.shares, inner.first) = (None, 0);
         for item in taken.items.into_iter().rev() {
             inner.memory += item.memory();
             inner.size += item.size();
-            inner.items.push_front(item);
+            inner.len += 1;
+            inner.items.push_front(Some(item));
         }
         taken.held.requeued();
         self.filled.notify_one();
@@ -285,7 +399,7 @@ impl<T: Item> Queue<T> {
                     return Some(());
                 }
                 if inner.closed {
-                    return (!inner.items.is_empty()).then_some(());
+                    return (inner.len > 0).then_some(());
                 }
                 inner.wake_at = much;
             }

@@ -6,6 +6,7 @@ use super::Signal;
 use super::queue::{Item, Queue};
 use crate::encode::Mapping;
 use crate::encode::wire::{Encoded, RecordEncoder};
+use crate::fair::{Holder, Losses};
 use crate::ledger::{DropCause, OutputLedger};
 use crate::record::{EventSet, Record, RecordKind};
 
@@ -24,6 +25,10 @@ impl Item for Part {
     /// All of the record: another queue may hold it as well, and counts it, too.
     fn memory(&self) -> usize {
         self.encoded.size() + size_of::<Encoded>()
+    }
+
+    fn holder(&self) -> Holder {
+        self.encoded.cgroup_id
     }
 
     fn size(&self) -> usize {
@@ -46,6 +51,14 @@ impl Sink {
         match self {
             Self::Lines(queue) => queue.ledger(),
             Self::Otlp(_, queue) => queue.ledger(),
+        }
+    }
+
+    /// What each cgroup lost because the queue was full.
+    pub fn dropped(&self) -> Losses {
+        match self {
+            Self::Lines(queue) => queue.dropped(),
+            Self::Otlp(_, queue) => queue.dropped(),
         }
     }
 
@@ -102,6 +115,8 @@ impl Sinks {
         for sink in self.sinks.iter().filter(|sink| sink.events().contains(record.kind)) {
             match sink {
                 Sink::Lines(queue) => queue.push(Arc::clone(record)),
+                // Encoded it would take room in a chunk that others keep alive.
+                Sink::Otlp(_, queue) if queue.refuses(record.kind, record.holder()) => {}
                 Sink::Otlp(signal, queue) => {
                     let encoded =
                         encoded.get_or_insert_with(|| Arc::new(self.encoder.encode(record)));

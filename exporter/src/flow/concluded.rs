@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
 
+use super::kept::KeptConcluded;
+
 /// Connections remembered at least; twice as many at most.
 const REMEMBERED: usize = 65_536;
 
@@ -38,6 +40,25 @@ impl Concluded {
         }
         self.young.cookies.insert(cookie);
         self.young.newest_ns = self.young.newest_ns.max(now_ns);
+    }
+
+    /// Hands over all that is remembered.
+    pub(super) fn hand_over(&mut self) -> KeptConcluded {
+        let all = |g: &mut Generation| (g.cookies.drain().collect(), g.newest_ns);
+        KeptConcluded {
+            generations: [all(&mut self.young), all(&mut self.old)],
+            forgotten_ns: self.forgotten_ns,
+        }
+    }
+
+    /// Takes it in again.
+    pub(super) fn take_in(&mut self, kept: KeptConcluded) {
+        let KeptConcluded { generations: [young, old], forgotten_ns } = kept;
+        let all = |(cookies, newest_ns): (Vec<u64>, u64)| Generation {
+            cookies: cookies.into_iter().collect(),
+            newest_ns,
+        };
+        *self = Self { young: all(young), old: all(old), forgotten_ns };
     }
 
     pub(super) fn contains(&self, cookie: u64) -> bool {

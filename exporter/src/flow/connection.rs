@@ -1,6 +1,7 @@
 //! One connection of one socket: what was seen of it.
 
 use flowend_probe_types::{ACK, Event, EventKind, FIN, RST, SYN, TcpEvent, TcpState};
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::census::OpenSocket;
@@ -15,7 +16,7 @@ use super::{HALF_CLOSED_NS, SETTLE_NS, UNEXPLAINED_NS};
 const CANDIDATES: usize = 4;
 
 /// A FIN or RST of the peer that TCP may or may not have accepted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Candidate {
     pub(super) time_ns: u64,
     /// RST: its sequence number. FIN: the sequence number after it.
@@ -32,9 +33,10 @@ pub(super) struct Candidate {
 }
 
 /// A FIN or RST that TCP built itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Sent {
     pub(super) time_ns: u64,
+    #[serde(with = "super::kept::state")]
     pub(super) state: TcpState,
     /// Payload, and the SYN of an opener, sent before it and with it.
     pub(super) sent: u64,
@@ -49,7 +51,7 @@ pub(super) struct Sent {
 }
 
 /// Establishment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Established {
     pub(super) time_ns: u64,
     /// Retransmissions of the handshake.
@@ -57,17 +59,18 @@ pub(super) struct Established {
 }
 
 /// CLOSE of the own socket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Closed {
     pub(super) time_ns: u64,
     /// The state it left.
+    #[serde(with = "super::kept::state")]
     pub(super) state: TcpState,
     /// As in [`TcpEvent::keepalive_ms`].
     pub(super) keepalive_ms: u32,
 }
 
 /// What the looks at the kernel's sockets told of a connection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Looked {
     /// Looks in a row in which its socket was not to be found.
     pub(super) missed: u8,
@@ -86,7 +89,7 @@ pub(super) struct Looked {
 }
 
 /// What has been seen of one connection so far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Connection {
     pub(super) cookie: u64,
     pub(super) listener: Option<u64>,
@@ -104,17 +107,21 @@ pub(super) struct Connection {
     pub(super) isn_remote: Option<u32>,
     pub(super) fin_out: Option<Sent>,
     pub(super) rst_out: Option<Sent>,
+    #[serde(with = "super::kept::list")]
     pub(super) fins_in: SmallVec<[Candidate; 1]>,
+    #[serde(with = "super::kept::list")]
     pub(super) rsts_in: SmallVec<[Candidate; 1]>,
     pub(super) gave_up: bool,
     pub(super) closed: Option<Closed>,
     /// The latest state that an event showed, other than CLOSE.
+    #[serde(with = "super::kept::state")]
     pub(super) state: TcpState,
     /// The latest event with counters; that of CLOSE, once it came.
+    #[serde(with = "super::kept::TcpEventFields")]
     pub(super) last: TcpEvent,
     /// The smoothed RTT at the last FIN: a delayed ACK of it inflates what CLOSE shows.
     pub(super) srtt_at_fin: Option<u32>,
-    /// Whether sockops reports the CLOSE of this socket.
+    /// Whether sockops has told of this socket, and so will tell of its CLOSE.
     pub(super) watched: bool,
     pub(super) looked: Looked,
     /// Tells this connection from another one of the same cookie.
@@ -180,6 +187,26 @@ impl Connection {
         self.fins_in.extend(embryo.fin);
     }
 
+    /// The same where nothing tells of establishments: a segment of the socket itself shows that there was one.
+    pub(super) fn adopt_unheard(&mut self, embryo: Embryo, event: &TcpEvent) {
+        // An accepted socket does not count its SYN as acknowledged.
+        let isn = event.snd_una.wrapping_sub(event.bytes_acked as u32).wrapping_sub(1);
+        let is_its_own = embryo.syn_ack.is_none_or(|syn_ack| syn_ack.isn == isn);
+        self.isn_local = is_its_own.then_some(isn);
+        self.isn_remote = Some(isn_of_peer(event));
+        self.direction = Direction::Incoming;
+        self.adopt(embryo);
+    }
+
+    /// Whether its SYN may be among those that listeners received, though no establishment was told. Not once
+    /// it was reported with another start and other ids.
+    pub(super) const fn may_be_unheard(&self) -> bool {
+        !self.begins_seen()
+            && self.closed.is_none()
+            && self.looked.intervals == 0
+            && !matches!(self.direction, Direction::Outgoing)
+    }
+
     /// What a look at the kernel's sockets adds while the socket is there.
     pub(super) fn look(&mut self, socket: &OpenSocket, begun_ns: u64) {
         (self.looked.missed, self.looked.missed_ns, self.looked.alive_ns) = (0, 0, begun_ns);
@@ -191,6 +218,15 @@ impl Connection {
         if let (0, Some(id)) = (self.cgroup_id, socket.cgroup_id) {
             self.cgroup_id = id;
         }
+        if let (0, Some(netns)) = (self.netns, socket.netns) {
+            self.netns = netns;
+        }
+    }
+
+    /// What a look adds that finds it in TIME-WAIT.
+    pub(super) fn look_at_minisocket(&mut self, socket: &OpenSocket) {
+        self.looked.time_wait = true;
+        // Only sockops tells it otherwise.
         if let (0, Some(netns)) = (self.netns, socket.netns) {
             self.netns = netns;
         }
@@ -239,6 +275,11 @@ impl Connection {
         !self.watched
             && self.settling().is_none()
             && (self.fin_out.is_some() || !self.fins_in.is_empty() || !self.rsts_in.is_empty())
+    }
+
+    /// Whether a look may find it in TIME-WAIT, and only that would say how it ended.
+    pub(super) fn may_time_wait(&self) -> bool {
+        !self.watched && self.closed.is_none() && self.fin_out.is_some()
     }
 
     /// Takes in one event of this socket.
@@ -299,7 +340,6 @@ impl Connection {
             // The first SYN seen may be a retransmission of one that left before the probe came.
             if self.syn_ns.is_none() && event.total_retrans == 0 {
                 self.syn_ns = Some(event.time_ns);
-                self.watched = true;
             }
             if self.closed.is_none() {
                 self.last = *event;
@@ -317,7 +357,7 @@ impl Connection {
 
     fn received(&mut self, event: &TcpEvent) {
         if event.flags & RST != 0 {
-            remember(&mut self.rsts_in, Candidate::rst(event));
+            remember(&mut self.rsts_in, Candidate::rst(event, self.isn_local));
             self.last = *event;
         } else if event.flags & SYN != 0 {
             if event.flags & ACK != 0 && event.state == TcpState::SynSent as u8 {
@@ -390,14 +430,17 @@ impl Connection {
 }
 
 impl Candidate {
-    fn rst(event: &TcpEvent) -> Self {
+    fn rst(event: &TcpEvent, isn_local: Option<u32>) -> Self {
         // RFC 9293, 3.10.7: in SYN-SENT the ACK must be that of the SYN, later the sequence
         // number must be the next expected one (or the one before it, after the peer's FIN).
         let state = TcpState::from_kernel(event.state);
         let after_fin =
             matches!(state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing);
         let exact = if state == TcpState::SynSent {
+            // Where the answer comes at once, over loopback, TCP has not moved on from its SYN yet
+            // (net/ipv4/tcp_output.c, tcp_connect).
             event.ack == event.snd_nxt
+                || isn_local.is_some_and(|isn| event.ack == isn.wrapping_add(1))
         } else {
             event.seq == event.rcv_nxt || (after_fin && event.seq == event.rcv_nxt.wrapping_sub(1))
         };
@@ -485,6 +528,11 @@ fn remember(candidates: &mut SmallVec<[Candidate; 1]>, new: Candidate) {
     {
         *slot = new;
     }
+}
+
+/// The peer's ISN, of any event of a socket that is established: payload and FIN count in both.
+pub(super) const fn isn_of_peer(event: &TcpEvent) -> u32 {
+    event.rcv_nxt.wrapping_sub(event.bytes_received as u32).wrapping_sub(1)
 }
 
 /// Whether an event is of a listener, which is no connection itself.

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 /// A verdict that is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Due {
     pub(super) at_ns: u64,
     pub(super) cookie: u64,
@@ -37,6 +39,16 @@ impl DueTimes {
         } else {
             queue.insert(queue.len() - later, due);
         }
+    }
+
+    /// Hands over all of them, by their spans.
+    pub(super) fn hand_over(&mut self) -> Vec<(u64, Vec<Due>)> {
+        self.queues.drain(..).map(|(span, queue)| (span, queue.into())).collect()
+    }
+
+    /// Takes them in again, into an empty one.
+    pub(super) fn take_in(&mut self, kept: Vec<(u64, Vec<Due>)>) {
+        self.queues = kept.into_iter().map(|(span, queue)| (span, queue.into())).collect();
     }
 
     /// Takes out the earliest that is due at `now_ns`.

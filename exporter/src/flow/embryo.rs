@@ -5,15 +5,19 @@
 //! translation does not rewrite it.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use flowend_probe_types::{ACK, EventKind, FIN, RST, SYN, TcpEvent};
 use hashlink::LinkedHashMap;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::connection::Candidate;
+use super::connection::{Candidate, isn_of_peer};
 use super::end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Reason, Rtt, Side};
+use super::kept::KeptEmbryos;
+use super::lost::Lost;
 use super::{FlowSettings, FlowStats};
+use crate::fair::{Losses, NAMED_LOSERS, Shares};
 
 /// How long a handshake may take, ns: longer than the kernel answers a SYN (tcp_synack_retries = 5: 63 s).
 ///
@@ -28,7 +32,7 @@ const RESET_NS: u64 = 2_000_000_000;
 pub(super) const SAME_ISN: usize = 4;
 
 /// A SYN that a listener received.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Embryo {
     pub(super) listener: u64,
     pub(super) cgroup_id: u64,
@@ -44,7 +48,7 @@ pub(super) struct Embryo {
 }
 
 /// The SYN-ACK that answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct SynAck {
     /// The first one.
     pub(super) time_ns: u64,
@@ -55,7 +59,11 @@ pub(super) struct SynAck {
 /// All embryonic connections, by the client's ISN.
 #[derive(Debug)]
 pub(super) struct Embryos {
-    by_isn: LinkedHashMap<u32, SmallVec<[Embryo; 1]>>,
+    by_isn: LinkedHashMap<u32, SameIsn>,
+    /// The ISNs of [`Self::by_isn`] by cgroup.
+    shares: Shares<u32>,
+    /// Forgotten or not reported, by cgroup.
+    lost: Losses,
     limit: usize,
     handshake_ns: u64,
     /// Reset by the client: due time and ISN. Entries may be stale.
@@ -63,22 +71,32 @@ pub(super) struct Embryos {
     budget: Budget,
 }
 
-/// How many failed handshakes are reported in one second.
+/// The embryonic connections with one ISN: one, unless somebody forges them.
+#[derive(Debug)]
+struct SameIsn {
+    /// The cgroup that the place in the table counts for: that of the first one.
+    holder: u64,
+    embryos: SmallVec<[Embryo; 1]>,
+}
+
+/// How many failed handshakes of one cgroup are reported in one second.
 #[derive(Debug)]
 struct Budget {
     per_second: u32,
     second: u64,
-    spent: u32,
+    spent: HashMap<u64, u32>,
 }
 
 impl Budget {
-    fn take(&mut self, now_ns: u64) -> bool {
+    fn take(&mut self, cgroup_id: u64, now_ns: u64) -> bool {
         let second = now_ns / 1_000_000_000;
         if second != self.second {
-            (self.second, self.spent) = (second, 0);
+            self.second = second;
+            self.spent.clear();
         }
-        let has = self.spent < self.per_second;
-        self.spent += u32::from(has);
+        let spent = self.spent.entry(cgroup_id).or_default();
+        let has = *spent < self.per_second;
+        *spent += u32::from(has);
         has
     }
 }
@@ -89,11 +107,37 @@ impl Embryos {
         let per_second = settings.handshakes_failed_per_second;
         Self {
             by_isn: LinkedHashMap::new(),
+            shares: Shares::default(),
+            lost: Losses::new(NAMED_LOSERS),
             limit: settings.max,
             handshake_ns: settings.handshake_ns,
             due: BinaryHeap::new(),
-            budget: Budget { per_second, second: 0, spent: 0 },
+            budget: Budget { per_second, second: 0, spent: HashMap::new() },
         }
+    }
+
+    /// Hands over all that is known.
+    pub(super) fn hand_over(&mut self) -> KeptEmbryos {
+        KeptEmbryos {
+            by_isn: self.by_isn.drain().map(|(isn, same)| (isn, same.embryos.into_vec())).collect(),
+            due: self.due.drain().map(|Reverse(due)| due).collect(),
+        }
+    }
+
+    /// Takes it in again; the oldest are forgotten where there is less room now.
+    pub(super) fn take_in(&mut self, kept: KeptEmbryos, stats: &mut FlowStats) {
+        let KeptEmbryos { by_isn, due } = kept;
+        let too_many = by_isn.len().saturating_sub(self.limit);
+        for (n, (isn, embryos)) in by_isn.into_iter().enumerate() {
+            if n < too_many {
+                stats.embryos_evicted += embryos.len() as u64;
+            } else {
+                let holder = embryos.first().map_or(0, |embryo| embryo.cgroup_id);
+                self.shares.add(holder, isn);
+                self.by_isn.insert(isn, SameIsn { holder, embryos: embryos.into() });
+            }
+        }
+        self.due.extend(due.into_iter().take(self.limit).map(Reverse));
     }
 
     /// A segment at a listener.
@@ -121,13 +165,14 @@ impl Embryos {
             rst_ns: None,
             last_ns: event.time_ns,
         };
-        if self.by_isn.len() >= self.limit
-            && !self.by_isn.contains_key(&event.seq)
-            && let Some((_, evicted)) = self.by_isn.pop_front()
-        {
-            stats.embryos_evicted += evicted.len() as u64;
+        if self.by_isn.len() >= self.limit && !self.by_isn.contains_key(&event.seq) {
+            self.make_room(event.cgroup_id, stats);
         }
-        let same_isn = self.by_isn.entry(event.seq).or_insert_with(SmallVec::new);
+        let shares = &mut self.shares;
+        let SameIsn { embryos: same_isn, .. } = self.by_isn.entry(event.seq).or_insert_with(|| {
+            shares.add(event.cgroup_id, event.seq);
+            SameIsn { holder: event.cgroup_id, embryos: SmallVec::new() }
+        });
         // A retransmitted SYN changes nothing: the connection began with the first one.
         if !same_isn.iter().any(|e| e.is_of(event)) {
             if same_isn.len() == SAME_ISN {
@@ -140,10 +185,31 @@ impl Embryos {
         }
     }
 
+    /// The oldest one goes of whoever holds more than its share.
+    fn make_room(&mut self, cgroup_id: u64, stats: &mut FlowStats) {
+        let Some(holder) = self.shares.gives_way(cgroup_id) else { return };
+        let Some(isn) = self.shares.oldest(holder) else { return };
+        let evicted = self.remove(isn).map_or(0, |all| all.embryos.len() as u64);
+        stats.embryos_evicted += evicted;
+        self.lost.add(holder, evicted);
+    }
+
+    /// All with one ISN.
+    fn remove(&mut self, isn: u32) -> Option<SameIsn> {
+        let all = self.by_isn.remove(&isn)?;
+        self.shares.remove(all.holder, &isn);
+        Some(all)
+    }
+
+    /// Which cgroups' were forgotten or not reported.
+    pub(super) const fn lost(&self) -> &Losses {
+        &self.lost
+    }
+
     /// At egress a translated packet may show other addresses: ISN and listener are what matches.
     fn syn_ack_sent(&mut self, event: &TcpEvent) {
         let isn = event.ack.wrapping_sub(1);
-        let Some(same_isn) = self.by_isn.get_mut(&isn) else { return };
+        let Some(SameIsn { embryos: same_isn, .. }) = self.by_isn.get_mut(&isn) else { return };
         let of_listener = same_isn.iter().filter(|e| e.listener == event.cookie).count();
         // Of several with one ISN, none is guessed.
         let Some(embryo) = same_isn
@@ -161,7 +227,7 @@ impl Embryos {
     /// A FIN or RST in place of the ACK, or with it: its sequence number is the one after the SYN.
     fn closing_received(&mut self, event: &TcpEvent) {
         let Some(same_isn) = self.by_isn.get_mut(&event.seq.wrapping_sub(1)) else { return };
-        let Some(embryo) = same_isn.iter_mut().find(|e| e.is_of(event)) else { return };
+        let Some(embryo) = same_isn.embryos.iter_mut().find(|e| e.is_of(event)) else { return };
         embryo.last_ns = embryo.last_ns.max(event.time_ns);
         if event.flags & RST != 0 {
             embryo.rst_ns.get_or_insert(event.time_ns);
@@ -176,25 +242,25 @@ impl Embryos {
     }
 
     /// The SYN of an accepted socket: same addresses and ports, and the ISN just before what the
-    /// socket expects next. With Fast Open too: data of the SYN is counted after the callback
+    /// socket expects first. With Fast Open too: data of the SYN is counted after the callback
     /// (net/ipv4/tcp_fastopen.c, tcp_fastopen_create_child).
     pub(super) fn take(&mut self, event: &TcpEvent) -> Option<Embryo> {
-        let isn = event.rcv_nxt.wrapping_sub(1);
-        let same_isn = self.by_isn.get_mut(&isn)?;
+        let isn = isn_of_peer(event);
+        let same_isn = &mut self.by_isn.get_mut(&isn)?.embryos;
         let at = same_isn.iter().position(|e| e.is_of(event))?;
         let embryo = same_isn.remove(at);
         if same_isn.is_empty() {
-            self.by_isn.remove(&isn);
+            self.remove(isn);
         }
         Some(embryo)
     }
 
-    /// Forgets what is too old, and hands out the handshakes that failed. `lost_ns`: until when events
+    /// Forgets what is too old, and hands out the handshakes that failed. `lost`: until when events
     /// were lost; what began before it may have been established unseen.
     pub(super) fn expire(
         &mut self,
         now_ns: u64,
-        lost_ns: u64,
+        lost: &Lost,
         stats: &mut FlowStats,
         out: &mut impl FnMut(ConnectionEnd),
     ) {
@@ -203,19 +269,19 @@ impl Embryos {
                 break;
             }
             self.due.pop();
-            let Some(same_isn) = self.by_isn.remove(&isn) else { continue };
+            let Some(same_isn) = self.remove(isn) else { continue };
             let is_reset =
                 |e: &Embryo| e.rst_ns.is_some_and(|at_ns| at_ns.saturating_add(RESET_NS) <= now_ns);
-            self.fail(isn, same_isn, is_reset, now_ns, lost_ns, stats, out);
+            self.fail(isn, same_isn, is_reset, now_ns, lost, stats, out);
         }
-        while let Some((&isn, embryos)) = self.by_isn.front() {
+        while let Some((&isn, same_isn)) = self.by_isn.front() {
             let handshake_ns = self.handshake_ns;
             let is_dead = |e: &Embryo| e.syn_ns.saturating_add(handshake_ns) <= now_ns;
-            if !embryos.iter().any(is_dead) {
+            if !same_isn.embryos.iter().any(is_dead) {
                 break;
             }
-            let Some(same_isn) = self.by_isn.remove(&isn) else { break };
-            self.fail(isn, same_isn, is_dead, now_ns, lost_ns, stats, out);
+            let Some(same_isn) = self.remove(isn) else { break };
+            self.fail(isn, same_isn, is_dead, now_ns, lost, stats, out);
         }
     }
 
@@ -224,27 +290,31 @@ impl Embryos {
     fn fail(
         &mut self,
         isn: u32,
-        same_isn: SmallVec<[Embryo; 1]>,
+        SameIsn { holder, embryos }: SameIsn,
         has_failed: impl Fn(&Embryo) -> bool,
         now_ns: u64,
-        lost_ns: u64,
+        lost: &Lost,
         stats: &mut FlowStats,
         out: &mut impl FnMut(ConnectionEnd),
     ) {
         let mut left = SmallVec::new();
-        for embryo in same_isn {
+        for embryo in embryos {
             if !has_failed(&embryo) {
                 left.push(embryo);
-            } else if embryo.syn_ack.is_none() || embryo.syn_ns <= lost_ns {
+            } else if embryo.syn_ack.is_none()
+                || embryo.syn_ns <= lost.establishments_until_ns(embryo.cgroup_id)
+            {
                 stats.embryos_unfinished += 1;
-            } else if self.budget.take(now_ns) {
+            } else if self.budget.take(embryo.cgroup_id, now_ns) {
                 out(embryo.failed(isn));
             } else {
                 stats.handshakes_unreported += 1;
+                self.lost.add(embryo.cgroup_id, 1);
             }
         }
         if !left.is_empty() {
-            self.by_isn.insert(isn, left);
+            self.shares.add(holder, isn);
+            self.by_isn.insert(isn, SameIsn { holder, embryos: left });
         }
     }
 }

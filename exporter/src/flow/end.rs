@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use flowend_probe_types::{Addr, TcpEvent};
+use serde::{Deserialize, Serialize};
 
 /// Who opened the connection, seen from the own socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Direction {
     /// The peer opened it; the own socket was accepted.
     Incoming,
@@ -118,9 +119,10 @@ impl Reason {
 }
 
 /// An address and a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The address; IPv4 mapped.
+    #[serde(with = "super::kept::AddrWords")]
     pub addr: Addr,
     /// The port.
     pub port: u16,

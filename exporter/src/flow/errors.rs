@@ -2,6 +2,7 @@
 
 use flowend_probe_types::ErrorEvent;
 use hashlink::LruCache;
+use serde::{Deserialize, Serialize};
 
 use super::end::Endpoint;
 
@@ -36,7 +37,7 @@ const BEFORE_NS: u64 = 100_000_000;
 const AFTER_NS: u64 = 500_000_000;
 
 /// An error.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Reported {
     pub(super) time_ns: u64,
     pub(super) errno: u16,
@@ -49,6 +50,18 @@ pub(super) struct Errors(LruCache<(Endpoint, Endpoint), Reported>);
 impl Errors {
     pub(super) fn new() -> Self {
         Self(LruCache::new(LIMIT))
+    }
+
+    /// Hands over all of them, the oldest first.
+    pub(super) fn hand_over(&mut self) -> Vec<(Endpoint, Endpoint, Reported)> {
+        self.0.drain().map(|((local, remote), error)| (local, remote, error)).collect()
+    }
+
+    /// Takes them in again.
+    pub(super) fn take_in(&mut self, kept: Vec<(Endpoint, Endpoint, Reported)>) {
+        for (local, remote, error) in kept {
+            self.0.insert((local, remote), error);
+        }
     }
 
     pub(super) fn observe(&mut self, event: &ErrorEvent) {

@@ -14,11 +14,14 @@ mod due;
 mod embryo;
 mod end;
 mod errors;
+mod kept;
+mod lost;
 mod measure;
 mod reorder;
 mod verdict;
 mod zeek;
 
+use crate::fair::{Losses, NAMED_LOSERS, Shares};
 use flowend_probe_types::{Event, EventKind, SYN, TcpEvent, TcpState};
 use hashlink::LinkedHashMap;
 
@@ -30,6 +33,8 @@ use embryo::Embryos;
 pub use embryo::HANDSHAKE_NS;
 pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Opened, Reason, Rtt, Side};
 use errors::Errors;
+pub use kept::KeptFlows;
+use lost::Lost;
 pub use reorder::REORDER_NS;
 use reorder::Reorder;
 use verdict::Context;
@@ -122,14 +127,17 @@ pub struct FlowTable {
     settings: FlowSettings,
     reorder: Reorder,
     connections: LinkedHashMap<u64, Connection>,
+    /// The cookies of [`Self::connections`] by cgroup.
+    shares: Shares<u64>,
     embryos: Embryos,
     errors: Errors,
     /// Over, and not reported yet.
     closing: DueTimes,
     /// Reported: only a SYN opens another connection of such a socket.
     concluded: Concluded,
-    /// Until when events were lost.
-    lost_ns: u64,
+    lost: Lost,
+    /// Connections forgotten, by the cgroup that held too many.
+    evicted: Losses,
     /// Until when it is known whether events were lost: nothing later is judged.
     checked_ns: u64,
     /// When a look at the kernel's sockets would tell something.
@@ -146,11 +154,13 @@ impl FlowTable {
             settings,
             reorder: Reorder::default(),
             connections: LinkedHashMap::new(),
+            shares: Shares::default(),
             embryos: Embryos::new(&settings),
             errors: Errors::new(),
             closing: DueTimes::default(),
             concluded: Concluded::new(),
-            lost_ns: 0,
+            lost: Lost::new(),
+            evicted: Losses::new(NAMED_LOSERS),
             checked_ns: u64::MAX,
             look_at_ns: None,
             generation: 0,
@@ -171,6 +181,16 @@ impl FlowTable {
     /// What was counted so far.
     pub const fn stats(&self) -> FlowStats {
         self.stats
+    }
+
+    /// Which cgroups' connections were forgotten, because these held more than their share of a full table.
+    pub const fn evicted(&self) -> &Losses {
+        &self.evicted
+    }
+
+    /// Which cgroups' handshakes were forgotten or not reported, because there were too many of them.
+    pub const fn handshakes_lost(&self) -> &Losses {
+        self.embryos.lost()
     }
 
     /// Takes in one event. Events may come up to [`REORDER_NS`] late.
@@ -208,14 +228,67 @@ impl FlowTable {
     /// for the end of a capture.
     pub fn finish_open(&mut self, out: &mut impl FnMut(FlowEvent)) {
         self.finish(out);
-        while let Some((_, connection)) = self.connections.pop_front() {
+        while let Some((cookie, connection)) = self.connections.pop_front() {
+            self.shares.remove(connection.cgroup_id, &cookie);
             out(FlowEvent::End(verdict::snapshot(&connection, connection.last_ns(), None)));
         }
     }
 
-    /// Says that events were lost, at the latest at `at_ns`. What is not seen proves nothing then.
-    pub fn note_loss(&mut self, at_ns: u64) {
-        self.lost_ns = self.lost_ns.max(at_ns);
+    /// Hands over all that is known, for a table that goes on where this one was. It is empty then.
+    pub fn hand_over(&mut self) -> KeptFlows {
+        let (waiting, newest_ns) = self.reorder.hand_over();
+        KeptFlows {
+            waiting,
+            newest_ns,
+            connections: self.connections.drain().map(|(_, connection)| connection).collect(),
+            embryos: self.embryos.hand_over(),
+            errors: self.errors.hand_over(),
+            closing: self.closing.hand_over(),
+            concluded: self.concluded.hand_over(),
+            lost_ns: self.lost.latest_ns(),
+            look_at_ns: self.look_at_ns,
+            generation: self.generation,
+        }
+    }
+
+    /// Goes on where another table was. Where there is room for fewer now, those idle for longest are forgotten.
+    pub fn take_in(&mut self, kept: KeptFlows) {
+        let KeptFlows {
+            waiting,
+            newest_ns,
+            connections,
+            embryos,
+            errors,
+            closing,
+            concluded,
+            lost_ns,
+            look_at_ns,
+            generation,
+        } = kept;
+        self.reorder.take_in(&waiting, newest_ns);
+        let too_many = connections.len().saturating_sub(self.settings.max);
+        self.stats.evicted += too_many as u64;
+        let connections = connections.into_iter().skip(too_many);
+        for connection in connections {
+            self.shares.add(connection.cgroup_id, connection.cookie);
+            if connection.settling().is_some() {
+                self.shares.spare(connection.cgroup_id, connection.cookie);
+            }
+            self.connections.insert(connection.cookie, connection);
+        }
+        self.embryos.take_in(embryos, &mut self.stats);
+        self.errors.take_in(errors);
+        self.closing.take_in(closing);
+        self.concluded.take_in(concluded);
+        self.lost.note(None, lost_ns);
+        self.look_at_ns = look_at_ns;
+        self.generation = generation;
+    }
+
+    /// Says that events were lost, at the latest at `at_ns`: of connections of this holder, a cgroup or a network
+    /// namespace as the probe's accounts have them, or of anybody's. What is not seen proves nothing for those.
+    pub fn note_loss(&mut self, holder: Option<u64>, at_ns: u64) {
+        self.lost.note(holder, at_ns);
         // What was lost may have been an end, or a beginning.
         self.want_look(at_ns);
     }
@@ -223,6 +296,17 @@ impl FlowTable {
     /// Says until when losses are known: what happened later waits. Without it, all are known.
     pub const fn note_checked(&mut self, at_ns: u64) {
         self.checked_ns = at_ns;
+    }
+
+    /// Says until when establishments may go unheard: somewhere is no sockops program. A handshake that began by
+    /// then proves nothing by its silence.
+    pub const fn note_unheard(&mut self, until_ns: u64) {
+        self.lost.unheard_ns = until_ns;
+    }
+
+    /// The cookies that a look has to watch for in TIME-WAIT.
+    pub fn may_time_wait(&self) -> impl Iterator<Item = u64> {
+        self.connections.iter().filter(|(_, c)| c.may_time_wait()).map(|(cookie, _)| *cookie)
     }
 
     /// Whether a look at the kernel's sockets is wanted at `now_ns`, before the periodic one.
@@ -241,7 +325,7 @@ impl FlowTable {
         for socket in &census.sockets {
             if socket.state == TcpState::TimeWait {
                 if let Some(connection) = self.connections.get_mut(&socket.cookie) {
-                    connection.looked.time_wait = true;
+                    connection.look_at_minisocket(socket);
                 }
                 continue;
             }
@@ -267,12 +351,17 @@ impl FlowTable {
             self.generation += 1;
             self.stats.found += 1;
             let found = Connection::found(socket, census.begun_ns, self.generation);
+            self.shares.add(found.cgroup_id, socket.cookie);
             self.connections.insert(socket.cookie, found);
         }
         let Some(connection) = self.connections.get_mut(&socket.cookie) else { return };
-        let had_no_cgroup = connection.cgroup_id == 0;
+        let cgroup_before = connection.cgroup_id;
         connection.look(socket, census.begun_ns);
-        if is_new || (had_no_cgroup && connection.cgroup_id != 0) {
+        if connection.cgroup_id != cgroup_before {
+            self.shares.remove(cgroup_before, &socket.cookie);
+            self.shares.add(connection.cgroup_id, socket.cookie);
+        }
+        if is_new || (cgroup_before == 0 && connection.cgroup_id != 0) {
             out(FlowEvent::Opened(connection.opened()));
         }
         let Some(interval_ns) = self.settings.progress_ns else { return };
@@ -289,7 +378,6 @@ impl FlowTable {
     /// The connections whose sockets are not there.
     fn miss(&mut self, census: &Census) {
         let mut again = false;
-        let lost_ns = self.lost_ns;
         for (cookie, connection) in &mut self.connections {
             let looked_everywhere = if connection.netns == 0 {
                 census.complete
@@ -297,7 +385,7 @@ impl FlowTable {
                 census.namespaces.contains(&connection.netns)
                     // Nobody can look there, and its CLOSE may have been lost.
                     || (census.deserted.contains(&connection.netns)
-                        && may_have_lost_events(connection, lost_ns))
+                        && may_have_lost_events(connection, self.lost.until_ns(connection.cgroup_id, connection.netns)))
             };
             if census.open.contains(cookie)
                 || !looked_everywhere
@@ -315,6 +403,7 @@ impl FlowTable {
                 continue;
             }
             connection.looked.gone = true;
+            self.shares.spare(connection.cgroup_id, *cookie);
             self.stats.gone += 1;
             self.closing.push(census.done_ns, 0, *cookie, connection.generation);
         }
@@ -350,7 +439,7 @@ impl FlowTable {
             self.conclude_if(due.cookie, due.generation, out);
         }
         self.embryos
-            .expire(now_ns, self.lost_ns, &mut self.stats, &mut |end| out(FlowEvent::End(end)));
+            .expire(now_ns, &self.lost, &mut self.stats, &mut |end| out(FlowEvent::End(end)));
     }
 
     fn step_connection(
@@ -359,6 +448,10 @@ impl FlowTable {
         event: &TcpEvent,
         out: &mut impl FnMut(FlowEvent),
     ) {
+        let mut embryo = None;
+        if kind == EventKind::PassiveEstablished {
+            embryo = self.embryos.take(event);
+        }
         // To the back: the front is the one idle for longest. One look-up serves the common case.
         let mut is_new = false;
         let connection = match self.connections.to_back(&event.cookie) {
@@ -371,30 +464,45 @@ impl FlowTable {
                     return;
                 }
                 self.concluded.remove(event.cookie);
-                self.make_room(out);
+                // Sockops cannot tell the cgroup; of an accepted socket the listener could.
+                let cgroup_id = embryo.as_ref().map_or(event.cgroup_id, |e| e.cgroup_id);
+                self.make_room(cgroup_id, out);
                 self.generation += 1;
                 is_new = true;
                 let new = Connection::new(event, self.generation);
+                self.shares.add(new.cgroup_id, event.cookie);
                 self.connections.entry(event.cookie).or_insert(new)
             }
         };
-        if kind == EventKind::PassiveEstablished
+        let cgroup_before = connection.cgroup_id;
+        if let Some(embryo) = embryo {
+            connection.adopt(embryo);
+        } else if matches!(kind, EventKind::SegmentIn | EventKind::SegmentOut)
+            && connection.may_be_unheard()
             && let Some(embryo) = self.embryos.take(event)
         {
-            connection.adopt(embryo);
+            connection.adopt_unheard(embryo, event);
         }
         let before = connection.settling();
         let was_established = connection.established.is_some();
         // Of an adopted one, the listener's is known by now.
         let had_no_cgroup = connection.cgroup_id == 0;
         connection.apply(kind, event);
+        let settling = connection.settling();
+        let has_moved = connection.cgroup_id != cgroup_before;
+        if has_moved {
+            self.shares.remove(cgroup_before, &event.cookie);
+            self.shares.add(connection.cgroup_id, event.cookie);
+        }
+        if settling.is_some() && (has_moved || before.is_none()) {
+            self.shares.spare(connection.cgroup_id, event.cookie);
+        }
         if is_new || (had_no_cgroup && connection.cgroup_id != 0) {
             out(FlowEvent::Opened(connection.opened()));
         }
         if self.settings.begins && !was_established && connection.established.is_some() {
             out(FlowEvent::Begin(verdict::snapshot(connection, event.time_ns, None)));
         }
-        let settling = connection.settling();
         if let Some(wait) = settling
             && settling != before
         {
@@ -405,14 +513,19 @@ impl FlowTable {
         }
     }
 
-    fn make_room(&mut self, out: &mut impl FnMut(FlowEvent)) {
+    /// Makes room for a connection of this cgroup, at the cost of whoever holds more than its share: one that is
+    /// over is reported without waiting longer, and only where there is none the oldest is forgotten.
+    fn make_room(&mut self, cgroup_id: u64, out: &mut impl FnMut(FlowEvent)) {
         while self.connections.len() >= self.settings.max {
-            let Some((&cookie, oldest)) = self.connections.front() else { return };
-            if oldest.settling().is_some() {
+            let Some(holder) = self.shares.gives_way(cgroup_id) else { return };
+            let Some(cookie) = self.shares.oldest(holder) else { return };
+            if self.connections.get(&cookie).is_some_and(|oldest| oldest.settling().is_some()) {
                 self.conclude(cookie, out);
             } else {
-                self.connections.pop_front();
+                self.shares.remove(holder, &cookie);
+                self.connections.remove(&cookie);
                 self.stats.evicted += 1;
+                self.evicted.add(holder, 1);
             }
         }
     }
@@ -430,6 +543,7 @@ impl FlowTable {
 
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
         let Some(connection) = self.connections.remove(&cookie) else { return };
+        self.shares.remove(connection.cgroup_id, &cookie);
         self.concluded.insert(cookie, self.reorder.newest_ns());
         let rst_ns = connection.rst_out.map(|rst| rst.time_ns);
         let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
@@ -439,9 +553,10 @@ impl FlowTable {
             // Where CLOSE is not seen, the error is what tells of it.
             None => self.errors.since(ends, connection.last_ns()),
         };
+        let lost_ns = self.lost.until_ns(connection.cgroup_id, connection.netns);
         let context = Context {
-            lossy: may_have_lost_events(&connection, self.lost_ns),
-            lost_ns: self.lost_ns,
+            lossy: may_have_lost_events(&connection, lost_ns),
+            lost_ns,
             error: error.map(|e| e.errno),
             error_ns: error.map(|e| e.time_ns),
             errors_reported: self.settings.errors_reported,

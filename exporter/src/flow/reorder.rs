@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 use flowend_probe_types::Event;
 
+use super::kept::Waiting;
+
 /// How far behind a younger event an older one may come, ns: far longer than a program between its
 /// clock reading and its place in the ring.
 pub const REORDER_NS: u64 = 5_000_000;
@@ -31,6 +33,20 @@ impl Reorder {
         } else {
             self.waiting.insert(self.waiting.len() - after, (time_ns, event));
         }
+    }
+
+    /// Hands over those that wait, and the time of the newest that came.
+    pub(super) fn hand_over(&mut self) -> (Vec<Waiting>, u64) {
+        (
+            self.waiting.drain(..).filter_map(|(_, event)| Waiting::of(&event)).collect(),
+            self.newest_ns,
+        )
+    }
+
+    /// Takes them in again.
+    pub(super) fn take_in(&mut self, waiting: &[Waiting], newest_ns: u64) {
+        self.waiting.extend(waiting.iter().filter_map(Waiting::event));
+        self.newest_ns = newest_ns;
     }
 
     /// The time of the newest event that came.

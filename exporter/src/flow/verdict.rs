@@ -217,8 +217,8 @@ const fn attempt(c: &Connection, refused: bool, context: &Context) -> Reason {
         Some(_) if context.lossy && c.closed.is_none() => Reason::Vanished,
         Some(errors::TIMED_OUT) => Reason::ConnectTimeout,
         Some(errors::ABORTED) => Reason::Aborted,
-        // A timeout may carry the ICMP error that came before it; its own event may be lost.
-        Some(_) if context.lossy => Reason::Vanished,
+        // A timeout may carry the ICMP error that came before it; its own event may be lost, or nothing tells it.
+        Some(_) if context.lossy || c.closed.is_none() => Reason::Vanished,
         Some(_) => Reason::Unreachable,
         None if context.lossy || c.closed.is_none() => Reason::Vanished,
         None => Reason::Aborted,

@@ -20,7 +20,7 @@ pub enum DropCause {
     Rejected,
     /// The receiver does not take a request of even this one record.
     TooLarge,
-    /// Still unsent when `shutdown.timeout` was over.
+    /// Still unsent when flowend stopped: `shutdown.timeout` was over, or the receiver could not be reached.
     Shutdown,
     /// The output was taken out of the configuration while flowend ran, and did not take these in time.
     Removed,
@@ -80,7 +80,9 @@ impl DropCause {
                 "the receiver kept only a part: its words are in the message of the output"
             }
             Self::TooLarge => "raise the receiver's limit for the size of a request",
-            Self::Shutdown => "raise shutdown.timeout, or set spool.directory",
+            Self::Shutdown => {
+                "set spool.directory; or raise shutdown.timeout, where the receiver is slow"
+            }
             Self::Removed => "they belonged to an output that is not configured any more",
             Self::OutputClosed => "whoever read stdout is gone",
         }

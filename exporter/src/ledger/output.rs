@@ -176,6 +176,13 @@ impl OutputLedger {
         self.lock()[kind as usize].dropped[cause as usize] += 1;
     }
 
+    /// One that was in the queue gave way to another.
+    pub(crate) fn drop_queued(&self, kind: RecordKind, cause: DropCause) {
+        let counted = &mut self.lock()[kind as usize];
+        counted.queued -= 1;
+        counted.dropped[cause as usize] += 1;
+    }
+
     /// These were taken out of the queue.
     pub(crate) fn dequeue(&self, counts: KindCounts) {
         self.each(counts, |kind, n| {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use flowend_probe_types::{Addr, EventKind, ProcessEvent};
 use hashlink::LruCache;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use crate::fair::Table;
 use crate::flow::{ConnectionEnd, Opened};
 
 /// Sockets of which connect() was seen and no connection yet, at most: about 100 bytes each. A connection is
@@ -36,7 +38,7 @@ impl Names {
 /// its end. Bounded; only connections with a name take room.
 #[derive(Debug)]
 pub struct OpenedNames {
-    names: LruCache<u64, Kept>,
+    names: Table<u64, Kept>,
     asked: LruCache<u64, SmallVec<[Asked; 1]>>,
 }
 
@@ -48,16 +50,70 @@ struct Kept {
 }
 
 /// What connect() was given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Asked {
     time_ns: u64,
+    #[serde(with = "Words")]
     addr: Addr,
+}
+
+/// An address, as the crate of the events has no serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Addr")]
+struct Words([u32; 4]);
+
+/// The names of open connections, for the flowend that goes on.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct KeptNames {
+    names: Vec<KeptName>,
+    asked: Vec<(u64, Vec<Asked>)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptName {
+    cgroup_id: u64,
+    cookie: u64,
+    #[serde(with = "Words")]
+    remote: Addr,
+    start_ns: u64,
+    local_names: Vec<String>,
+    remote_names: Vec<String>,
 }
 
 impl OpenedNames {
     /// For at most `limit` connections with names.
     pub fn new(limit: usize) -> Self {
-        Self { names: LruCache::new(limit.max(1)), asked: LruCache::new(MAX_ASKED) }
+        Self { names: Table::new(limit), asked: LruCache::new(MAX_ASKED) }
+    }
+
+    /// Hands over all that is kept, the oldest first.
+    pub(super) fn hand_over(&mut self) -> KeptNames {
+        let strings = |names: Vec<Arc<str>>| names.iter().map(ToString::to_string).collect();
+        let name = |(cgroup_id, cookie, kept): (u64, u64, Kept)| KeptName {
+            cgroup_id,
+            cookie,
+            remote: kept.remote,
+            start_ns: kept.start_ns,
+            local_names: strings(kept.names.local),
+            remote_names: strings(kept.names.remote),
+        };
+        KeptNames {
+            names: self.names.drain().into_iter().map(name).collect(),
+            asked: self.asked.drain().map(|(cookie, calls)| (cookie, calls.into_vec())).collect(),
+        }
+    }
+
+    /// Takes it in again.
+    pub(super) fn take_in(&mut self, kept: KeptNames) {
+        let shared = |names: Vec<String>| names.into_iter().map(Arc::from).collect();
+        for kept in kept.names {
+            let KeptName { cgroup_id, cookie, remote, start_ns, local_names, remote_names } = kept;
+            let names = Names { local: shared(local_names), remote: shared(remote_names) };
+            self.names.insert(cgroup_id, cookie, Kept { remote, start_ns, names });
+        }
+        for (cookie, calls) in kept.asked {
+            self.asked.insert(cookie, calls.into());
+        }
     }
 
     /// Takes in the address that connect() was given, before another program rewrites it.
@@ -97,20 +153,21 @@ impl OpenedNames {
                 && before.start_ns < opened.start_ns
                 && before.remote == opened.remote.addr
         };
-        if self.names.peek(&opened.cookie).is_some_and(goes_on) {
+        if self.names.get(&opened.cookie).is_some_and(goes_on) {
             return;
         }
         if names.is_empty() {
             self.names.remove(&opened.cookie);
         } else {
             let (remote, start_ns) = (opened.remote.addr, opened.start_ns);
-            self.names.insert(opened.cookie, Kept { remote, start_ns, names });
+            let holder = opened.cgroup_id.unwrap_or(0);
+            self.names.insert(holder, opened.cookie, Kept { remote, start_ns, names });
         }
     }
 
     /// The names of a connection that is still open.
     pub(super) fn get(&self, end: &ConnectionEnd) -> Names {
-        self.names.peek(&end.cookie).map(|kept| kept.names.clone()).unwrap_or_default()
+        self.names.get(&end.cookie).map(|kept| kept.names.clone()).unwrap_or_default()
     }
 
     /// The names of a connection that is over.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -11,7 +12,9 @@ use aya::programs::{
     links::{FdLink, LinkError},
 };
 
-use super::{AttachError, LoadError, LoadOptions, Probe};
+use super::pins::Link;
+use super::pins::name::{LinkKey, Pin};
+use super::{AttachError, LoadError, LoadOptions, Optional, Probe};
 
 /// A program of the object.
 #[derive(Debug)]
@@ -51,8 +54,24 @@ pub enum Role {
 }
 
 impl Program {
+    /// What flowend lacks where it cannot be had; `None` for those that it does not run without.
+    pub const fn optional(&self) -> Option<Optional> {
+        match self.kind {
+            ProgramKind::Skb(_) | ProgramKind::ResolverSkb(_) => None,
+            ProgramKind::SockOps => Some(Optional::Sockops),
+            ProgramKind::Connect => Some(Optional::Connect),
+            ProgramKind::Bind => Some(Optional::Bind),
+            ProgramKind::SendMsg => Some(Optional::Sendmsg),
+        }
+    }
+
     /// Whether it is loaded.
     pub const fn is_wanted(&self, options: &LoadOptions) -> bool {
+        if let Some(optional) = self.optional()
+            && options.without.contains(optional)
+        {
+            return false;
+        }
         match self.kind {
             ProgramKind::Skb(_) | ProgramKind::SockOps => true,
             ProgramKind::Bind => options.process,
@@ -134,17 +153,53 @@ pub const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// The programs attached to one cgroup; detached when dropped.
+/// The programs attached to one cgroup; detached when dropped, unless they are pinned.
 #[derive(Debug, Default)]
 pub struct Attachment {
-    /// Each with its id in the kernel.
-    links: Vec<(u32, FdLink)>,
+    links: Vec<Link>,
+    /// Optional programs that found no place there.
+    missing: Vec<Missing>,
+}
+
+/// An optional program that a cgroup does not take.
+#[derive(Debug)]
+struct Missing {
+    program: &'static Program,
+    optional: Optional,
+    why: AttachError,
 }
 
 impl Attachment {
     /// Whether every program is still attached, given the links that are not.
     pub(super) fn is_whole(&self, detached: &HashSet<u32>) -> bool {
-        self.links.iter().all(|(id, _)| !detached.contains(id))
+        self.links.iter().all(|link| !detached.contains(&link.id))
+    }
+
+    /// Detaches the programs for good, pinned or not.
+    pub(super) fn detach(self) {
+        self.links.into_iter().for_each(Link::detach);
+    }
+
+    /// Whether a program of this kind found no place there.
+    pub(super) fn lacks(&self, optional: Optional) -> bool {
+        self.missing.iter().any(|missing| missing.optional == optional)
+    }
+
+    /// What found no place there and why, in words for the user.
+    pub fn missing(&self) -> impl Iterator<Item = String> {
+        self.missing.iter().map(|missing| {
+            format!(
+                "{}; flowend runs without it there: {}",
+                missing.why,
+                missing.optional.without()
+            )
+        })
+    }
+}
+
+impl From<Vec<Link>> for Attachment {
+    fn from(links: Vec<Link>) -> Self {
+        Self { links, missing: Vec::new() }
     }
 }
 
@@ -195,7 +250,8 @@ where
 
 impl Probe {
     /// Attaches the programs of this role to the cgroup whose folder this is; `name` is how the user calls
-    /// it.
+    /// it. Where they are pinned there already, nothing is to be done. Optional ones that find no place are left out, see
+    /// [`Attachment::missing`].
     ///
     /// # Errors
     /// [`AttachError`]; then nothing stays attached.
@@ -207,14 +263,90 @@ impl Probe {
     ) -> Result<Attachment, AttachError> {
         let cgroup = File::open(folder).map_err(|error| AttachError::from_open(name, &error))?;
         let mut attachment = Attachment::default();
-        let options = self.options;
-        for program in PROGRAMS.iter().filter(|p| p.is_wanted(&options) && p.is_for(role)) {
-            let link = self
-                .attach_one(program, &cgroup)
-                .map_err(|error| AttachError::from_program(name, program.name, &error))?;
-            attachment.links.push(link);
+        for program in PROGRAMS.iter().filter(|program| program.is_for(role)) {
+            if self.is_loaded(program)
+                && let Err(error) = self.attach_to(&mut attachment, program, &cgroup, name, role)
+            {
+                attachment.detach();
+                return Err(error);
+            }
         }
         Ok(attachment)
+    }
+
+    /// Tries once more what found no place before; which of it has one now.
+    ///
+    /// # Errors
+    /// [`AttachError::Gone`], when the cgroup is.
+    pub(super) fn complete(
+        &mut self,
+        attachment: &mut Attachment,
+        folder: &Path,
+        name: &str,
+        role: Role,
+    ) -> Result<Vec<&'static str>, AttachError> {
+        if attachment.missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let cgroup = File::open(folder).map_err(|error| AttachError::from_open(name, &error))?;
+        let before: Vec<_> =
+            std::mem::take(&mut attachment.missing).iter().map(|m| m.program).collect();
+        for program in &before {
+            self.attach_to(attachment, program, &cgroup, name, role)?;
+        }
+        let is_there =
+            |name: &&str| attachment.missing.iter().all(|missing| missing.program.name != *name);
+        Ok(before.into_iter().map(|program| program.name).filter(is_there).collect())
+    }
+
+    fn is_loaded(&self, program: &Program) -> bool {
+        program.is_wanted(&self.options)
+            && !self.refused.iter().any(|refused| refused.program == program.name)
+    }
+
+    fn attach_to(
+        &mut self,
+        attachment: &mut Attachment,
+        program: &'static Program,
+        cgroup: &File,
+        name: &str,
+        role: Role,
+    ) -> Result<(), AttachError> {
+        match self.link_of(program, cgroup, name, role) {
+            Ok(link) => attachment.links.push(link),
+            Err(why) => match program.optional() {
+                Some(optional) if !matches!(why, AttachError::Gone { .. }) => {
+                    attachment.missing.push(Missing { program, optional, why });
+                }
+                _ => return Err(why),
+            },
+        }
+        Ok(())
+    }
+
+    /// The link of one program, by its pin or new.
+    fn link_of(
+        &mut self,
+        program: &Program,
+        cgroup: &File,
+        name: &str,
+        role: Role,
+    ) -> Result<Link, AttachError> {
+        let failed = |error| AttachError::from_program(name, program.name, &error);
+        let other =
+            |cause| AttachError::Other { cgroup: name.into(), program: program.name.into(), cause };
+        let metadata = cgroup.metadata().map_err(|error| AttachError::from_open(name, &error))?;
+        let key = LinkKey { cgroup: metadata.ino(), role, program: program.name.into() };
+        if let Some(link) = self.pins.as_mut().and_then(|pins| pins.take(&key)) {
+            return Ok(link);
+        }
+        let (id, link) = self.attach_one(program, cgroup).map_err(failed)?;
+        match &self.pins {
+            Some(pins) => {
+                pins.pin_link(&Pin::Link(key), id, link).map_err(|error| other(error.to_string()))
+            }
+            None => Ok(Link::unpinned(id, link)),
+        }
     }
 
     fn attach_one(

@@ -7,7 +7,7 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 use nix::errno::Errno;
 
-use crate::confine;
+use super::PinError;
 use crate::errors::error_chain;
 
 const HELD: &str = "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held";
@@ -18,16 +18,9 @@ const CAPABILITIES: &str =
 /// Why the programs cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// EPERM, or the verifier's no to those who lack CAP_PERFMON (EACCES).
-    #[error("{what}: the kernel refused ({errno:?}): {missing}")]
-    Missing {
-        /// Map or program.
-        what: String,
-        /// Of the system.
-        errno: Errno,
-        /// The capabilities, and what to do.
-        missing: String,
-    },
+    /// The kernel would say no, which without CAP_PERFMON may take its verifier a minute.
+    #[error("BPF programs cannot be loaded: {0}")]
+    Capabilities(String),
     /// EPERM, though every capability is there.
     #[error(
         "{what}: the kernel refused (EPERM), and {HELD}, so a security policy does (seccomp, SELinux, AppArmor, \
@@ -53,9 +46,17 @@ pub enum LoadError {
     /// The object lacks what the code expects.
     #[error("the compiled-in BPF object is damaged: {0}; rebuild it with `cargo xtask bpf`")]
     Object(String),
+    /// What is to outlive this process cannot.
+    #[error(transparent)]
+    Pin(#[from] PinError),
 }
 
 impl LoadError {
+    /// Whether the kernel, or its policy, does not take the program, so that there is nothing that the user forgot.
+    pub const fn is_of_the_kernel(&self) -> bool {
+        matches!(self, Self::Permission { .. } | Self::Unsupported { .. })
+    }
+
     pub(super) fn from_object(error: EbpfError) -> Self {
         match &error {
             EbpfError::MapError(MapError::CreateError { name, io_error, .. }) => {
@@ -86,15 +87,9 @@ impl LoadError {
     }
 
     fn from_io(what: String, error: &io::Error, log: &str) -> Self {
-        // EACCES is the verifier's no, which it says to some programs where CAP_PERFMON is missing.
-        let errno = error.raw_os_error().map(Errno::from_raw);
-        if let Some(errno @ (Errno::EPERM | Errno::EACCES)) = errno {
-            if let Some(missing) = confine::missing_here() {
-                return Self::Missing { what, errno, missing };
-            }
-            if errno == Errno::EPERM {
-                return Self::Permission { what };
-            }
+        // No capability is missing: that was asked before.
+        if error.raw_os_error() == Some(Errno::EPERM as i32) {
+            return Self::Permission { what };
         }
         let log = if log.is_empty() { String::new() } else { format!("\n{log}") };
         Self::Unsupported { what, cause: error.to_string(), log }

@@ -30,5 +30,5 @@ pub fn register<T: AsFd + OwnsFd>(owner: T) -> io::Result<AsyncFd<Pollable<T>>> 
 /// Owns one descriptor that stays open and the same until the owner is dropped.
 pub trait OwnsFd {}
 
-impl OwnsFd for aya::maps::RingBuf<aya::maps::MapData> {}
+impl OwnsFd for super::Ring {}
 impl OwnsFd for nix::sys::inotify::Inotify {}

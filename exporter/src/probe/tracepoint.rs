@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{ProgramError, TracePoint};
 use flowend_probe_types::ERROR_FORMAT;
 
+use super::pins::Pins;
+use super::pins::name::Pin;
 use crate::errors::error_chain;
 
 const PROGRAM: &str = "flowend_error";
@@ -13,13 +16,24 @@ const PROGRAM: &str = "flowend_error";
 /// Where tracefs is mounted (Documentation/trace/ftrace.rst).
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
+/// Where the kernel says how far it is locked down.
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+
 /// What the error report of a kernel that has it, or of a process that may use it, would add.
-const WITHOUT: &str = "without it an attempt that an ICMP error ended is reported as aborted, not unreachable, and an \
+pub(super) const WITHOUT: &str = "without it an attempt that an ICMP error ended is reported as aborted, not unreachable, and an \
      expired keepalive is told by the connection's options";
 
 /// Why the kernel's error reports cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum NoErrors {
+    /// `probe.without` names it.
+    #[error("the kernel's error reports are switched off (probe.without); {WITHOUT}")]
+    Off,
+    /// A kernel that lets nobody read its memory, and so none of its tracepoints.
+    #[error(
+        "this kernel is locked down (lockdown=confidentiality), and so nobody may use its tracepoints; {WITHOUT}"
+    )]
+    Lockdown,
     /// No tracefs, or not readable.
     #[error(
         "tracefs is not mounted at /sys/kernel/tracing, or may not be read; mount it \
@@ -47,7 +61,24 @@ pub enum NoErrors {
     },
 }
 
-pub(super) fn attach(ebpf: &mut Ebpf) -> Result<(), NoErrors> {
+/// Attaches the program, for as long as `ebpf` lives, or its pin.
+pub(super) fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<(), NoErrors> {
+    // Without lockdown there is no such file; where it cannot be read, another error says what is missing.
+    let lockdown = std::fs::read_to_string(LOCKDOWN).unwrap_or_default();
+    let attached = try_attach(ebpf, pins);
+    // One of a flowend before would go on by itself.
+    if attached.is_err() {
+        pins.into_iter().for_each(Pins::remove_errors);
+    }
+    attached.map_err(|error| if is_locked_down(&lockdown) { NoErrors::Lockdown } else { error })
+}
+
+/// What the file says between brackets is in force (security/lockdown/lockdown.c).
+fn is_locked_down(modes: &str) -> bool {
+    modes.contains("[confidentiality]")
+}
+
+fn try_attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<(), NoErrors> {
     let text = read_format()?;
     check_format(&text)?;
     let program: &mut TracePoint = ebpf
@@ -56,7 +87,19 @@ pub(super) fn attach(ebpf: &mut Ebpf) -> Result<(), NoErrors> {
         .try_into()
         .map_err(failed)?;
     program.load().map_err(failed)?;
-    program.attach("sock", "inet_sk_error_report").map_err(failed)?;
+    let id = program.attach("sock", "inet_sk_error_report").map_err(failed)?;
+    let Some(pins) = pins else { return Ok(()) };
+    // A tracepoint's link takes no other program, so there are two of them for a moment; an error that is told twice is
+    // still one error.
+    let other =
+        |error: &(dyn std::error::Error + 'static)| NoErrors::Attach { cause: error_chain(error) };
+    let link: FdLink = program
+        .take_link(id)
+        .map_err(failed)?
+        .try_into()
+        .map_err(|error: LinkError| other(&error))?;
+    let about = link.info().map_err(|error| other(&error))?;
+    pins.pin_link(&Pin::Errors, about.id(), link).map_err(|error| other(&error))?;
     Ok(())
 }
 
@@ -112,6 +155,18 @@ mod tests {
             );
         }
         text
+    }
+
+    #[test]
+    fn a_kernel_is_locked_down_where_the_strictest_mode_is_in_force() {
+        for (modes, is_locked) in [
+            ("none integrity [confidentiality]\n", true),
+            ("none [integrity] confidentiality\n", false),
+            ("[none] integrity confidentiality\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_locked_down(modes), is_locked, "{modes}");
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
@@ -12,23 +11,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::poll::{Pollable, register};
+use super::recheck::{RECHECK, Rechecks};
 use super::resolvers;
-use super::{AttachError, Attachment, Probe, Role, detached_links};
+use super::{AttachError, Attachment, Optional, Probe, ProgramCount, Role, detached_links};
 use crate::cgroup::{self, Paths};
 use crate::ledger::Count;
 use crate::targets::{Pattern, Watched};
-
-/// Looks again after this long even if nothing was said to change: failed attachments are tried
-/// again, and programs that somebody detached come back.
-const RECHECK: Duration = Duration::from_secs(5);
-
-/// Or after so many times what that took, up to [`LONGEST_RECHECK`]: with thousands of links to ask for it would
-/// be most of what an idle flowend costs.
-const LEISURE: u32 = 2000;
-const LONGEST_RECHECK: Duration = Duration::from_secs(300);
-
-/// The same while an attachment failed, or cgroups that are gone have links, which are descriptors that others need.
-const HASTE: u32 = 20;
 
 /// The programs and where they are attached.
 #[derive(Debug)]
@@ -65,6 +53,15 @@ pub struct AttachState {
     pub attached: usize,
     /// Attachments that failed, and are tried again: cgroup and cause.
     pub errors: Vec<String>,
+    /// Of each optional program, in how many of the cgroups it is at work.
+    pub programs: Vec<ProgramCount>,
+}
+
+impl AttachState {
+    /// Whether there is a cgroup where this program is not at work.
+    pub fn lacks(&self, optional: Optional) -> bool {
+        self.programs.iter().any(|count| count.optional == optional && count.is_lacking())
+    }
 }
 
 /// What is to be attached and watched at the moment.
@@ -74,6 +71,23 @@ struct Wanted {
     watch: Vec<PathBuf>,
     /// What the user is to know of it.
     remarks: Vec<String>,
+}
+
+/// What is to go once everything new is attached.
+enum Replaced {
+    /// For good.
+    Unwanted(Attachment),
+    /// Another one was to take its place, and its pins with it.
+    Broken(Attachment),
+}
+
+impl Replaced {
+    fn let_go(self) {
+        match self {
+            Self::Unwanted(attachment) => attachment.detach(),
+            Self::Broken(attachment) => drop(attachment),
+        }
+    }
 }
 
 impl TargetWatch {
@@ -115,32 +129,59 @@ impl TargetWatch {
         if watch.attached() == 0 && !errors.is_empty() {
             return Err(errors.swap_remove(0).into());
         }
+        watch.take_left_over();
+        watch.probe.keep_pins();
         Ok(watch)
+    }
+
+    /// Detaches what a flowend before this one was attached to and nobody wants any more. Where the cgroup is gone, its
+    /// last sockets are still to be seen to their end.
+    fn take_left_over(&mut self) {
+        let left = self.probe.left_over();
+        if left.is_empty() {
+            return;
+        }
+        let mut there = HashSet::new();
+        cgroup::walk(&self.mount, &self.mount, &mut |id, _| {
+            there.insert(id);
+        });
+        for ((id, _), attachment) in left {
+            if there.contains(&id) {
+                info!("cgroup with the id {id}: no target any more; no longer attached itself");
+                attachment.detach();
+            } else {
+                self.dying.push(attachment);
+            }
+        }
     }
 
     /// Runs until dropped.
     pub async fn run(mut self) {
         let mut to_watch = self.to_watch.subscribe();
-        let mut recheck = Instant::now() + RECHECK;
+        let mut rechecks = Rechecks::new(Instant::now());
         loop {
             tokio::select! {
                 // Nothing to do with either outcome but to look.
-                _ = tokio::time::timeout_at(recheck, self.changed()) => {}
+                _ = tokio::time::timeout_at(rechecks.next, self.changed()) => {}
                 Ok(()) = to_watch.changed() => {
                     self.watched.clone_from(&to_watch.borrow_and_update());
                 }
             }
             let begun = Instant::now();
-            if begun < recheck {
-                self.reconcile(&HashSet::new());
+            if begun < rechecks.next {
+                let errors = self.reconcile(&HashSet::new());
+                rechecks.between(Instant::now(), self.is_at_rest(&errors));
             } else {
+                self.complete();
                 let errors = self.reconcile(&detached_links());
-                let is_at_rest = self.dying.is_empty() && errors.is_empty();
-                let times = if is_at_rest { LEISURE } else { HASTE };
-                let pause = begun.elapsed().saturating_mul(times);
-                recheck = Instant::now() + pause.clamp(RECHECK, LONGEST_RECHECK);
+                rechecks.made(begun, Instant::now(), self.is_at_rest(&errors));
             }
         }
+    }
+
+    /// Whether nothing waits for the next recheck: an attachment that may succeed then, links that may be let go.
+    fn is_at_rest(&self, errors: &[AttachError]) -> bool {
+        self.dying.is_empty() && errors.is_empty()
     }
 
     /// Takes something else to watch, while it runs: folders that it means are attached to, others are detached.
@@ -218,7 +259,8 @@ impl TargetWatch {
                 }
             }
         }
-        drop(replaced);
+        replaced.into_iter().for_each(Replaced::let_go);
+        saying.extend(self.attached.values().flat_map(|(_, attachment)| attachment.missing()));
         self.tell(newly_attached);
         self.tell_state(&errors);
         self.say(saying);
@@ -268,8 +310,12 @@ impl TargetWatch {
         &mut self,
         wanted: &BTreeMap<(u64, Role), PathBuf>,
         detached: &HashSet<u32>,
-    ) -> Vec<Attachment> {
-        self.dying.retain(|attachment| attachment.is_whole(detached));
+    ) -> Vec<Replaced> {
+        let (alive, dead) = std::mem::take(&mut self.dying)
+            .into_iter()
+            .partition::<Vec<_>, _>(|attachment| attachment.is_whole(detached));
+        self.dying = alive;
+        dead.into_iter().for_each(Attachment::detach);
         let mut replaced = Vec::new();
         for ((id, role), (folder, attachment)) in std::mem::take(&mut self.attached) {
             let name = cgroup::relative(&self.mount, &folder);
@@ -288,7 +334,7 @@ impl TargetWatch {
                         "no target"
                     };
                     info!("cgroup {name}: {why}; no longer attached itself");
-                    replaced.push(attachment);
+                    replaced.push(Replaced::Unwanted(attachment));
                 } else {
                     info!("cgroup {name}: gone; no longer attached");
                     self.dying.push(attachment);
@@ -298,7 +344,7 @@ impl TargetWatch {
             } else {
                 self.detachments.add(1);
                 warn!("cgroup {name}: somebody detached flowend's programs; attaching them again");
-                replaced.push(attachment);
+                replaced.push(Replaced::Broken(attachment));
             }
         }
         replaced
@@ -322,9 +368,23 @@ impl TargetWatch {
         });
     }
 
+    /// Tries once more what found no place in a cgroup.
+    fn complete(&mut self) {
+        let (probe, mount) = (&mut self.probe, &self.mount);
+        for ((_, role), (folder, attachment)) in &mut self.attached {
+            let name = cgroup::relative(mount, folder);
+            // Of one that is gone the look at the folders tells.
+            for program in probe.complete(attachment, folder, &name, *role).unwrap_or_default() {
+                info!("cgroup {name}: {program} is attached, too, now");
+            }
+        }
+    }
+
     fn tell_state(&self, errors: &[AttachError]) {
         let errors = errors.iter().map(ToString::to_string).collect();
-        let now = AttachState { attached: self.attached(), errors };
+        let targets = self.attached.iter().filter(|((_, role), _)| *role == Role::Target);
+        let programs = self.probe.count(targets.map(|(_, (_, attachment))| attachment));
+        let now = AttachState { attached: self.attached(), errors, programs };
         self.state.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
     }
 

@@ -180,8 +180,10 @@ impl Control {
                 reverse: pipeline.reverse(),
             },
             lost: source.lost(),
+            losses: pipeline.losses(source.losses()),
             skipped: source.skipped(),
             attached: self.attach.borrow().attached,
+            programs: &self.attach.borrow().programs,
             detachments: self.detachments.get(),
             reloads: self.reloads.as_ref().map(Reloads::counts),
         })

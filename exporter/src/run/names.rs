@@ -15,22 +15,37 @@ use crate::dns::{Dns, KnownName, NameSource, Scope, Scopes};
 use crate::enrich::{Hosts, Reverse};
 use crate::ledger::Ledger;
 use crate::pipeline::Pipeline;
+use crate::probe::{AttachState, Optional};
 
-/// The folders attached to, as the scopes want them.
+/// The folders attached to, as the scopes want them, and whether sockops tells of their connections.
 pub(super) struct AttachedTargets {
     mount: PathBuf,
     folders: watch::Receiver<Vec<PathBuf>>,
+    state: watch::Receiver<AttachState>,
+    is_deaf: bool,
 }
 
 impl AttachedTargets {
     /// Nothing of them is told yet.
-    pub(super) fn new(mount: PathBuf, mut folders: watch::Receiver<Vec<PathBuf>>) -> Self {
+    pub(super) fn new(
+        mount: PathBuf,
+        mut folders: watch::Receiver<Vec<PathBuf>>,
+        mut state: watch::Receiver<AttachState>,
+    ) -> Self {
         folders.mark_changed();
-        Self { mount, folders }
+        state.mark_changed();
+        Self { mount, folders, state, is_deaf: false }
     }
 
     /// Tells the pipeline where they have changed. A folder that is gone since is left out.
     pub(super) fn tell_news(&mut self, pipeline: &mut Pipeline) {
+        if self.state.has_changed().unwrap_or(false) {
+            let is_deaf = self.state.borrow_and_update().lacks(Optional::Sockops);
+            if is_deaf || self.is_deaf {
+                pipeline.note_unheard(if is_deaf { u64::MAX } else { clock::boot_ns() });
+            }
+            self.is_deaf = is_deaf;
+        }
         // With the sender gone, what it said last is all that will be.
         if !self.folders.has_changed().unwrap_or(false) {
             return;
@@ -45,9 +60,9 @@ impl AttachedTargets {
 }
 
 /// The cache of names, with what the file of before still says.
-pub(super) fn start(settings: &Settings) -> Dns {
+pub(super) fn start(settings: &Settings, snapshot: Option<&Path>) -> Dns {
     let mut dns = Dns::new(settings.dns);
-    let Some(path) = settings.names.snapshot.as_deref().filter(|_| settings.names.enabled) else {
+    let Some(path) = snapshot.filter(|_| settings.names.enabled) else {
         return dns;
     };
     let offset = clock::boot_to_unix_ns();

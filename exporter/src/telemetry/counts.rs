@@ -8,7 +8,9 @@ use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
 use super::{ConnectionCounts, Metric, names, sdk};
 use crate::dns::Dns;
 use crate::enrich::{Hosts, Reverse};
+use crate::fair::LossesByName;
 use crate::ledger::{DropCause, Ledger, OutputLedger};
+use crate::probe::ProgramCount;
 use crate::record::RecordKind;
 use crate::reload::ReloadCounts;
 
@@ -23,6 +25,8 @@ pub struct Counts<'a> {
     pub queue_records: usize,
     /// Events of the probe that found the ring full.
     pub lost: [u64; LOST_SLOTS.len()],
+    /// What cgroups lost because they had more than their share.
+    pub losses: LossesByName,
     /// Connections that ended, by service.
     pub connections: Option<&'a ConnectionCounts>,
     /// What names are made of.
@@ -31,6 +35,8 @@ pub struct Counts<'a> {
     pub skipped: [u64; SKIPPED_SLOTS.len()],
     /// Cgroups attached to as targets.
     pub attached: usize,
+    /// Of each optional program, in how many of them it is at work.
+    pub programs: &'a [ProgramCount],
     /// How often somebody else detached the programs.
     pub detachments: u64,
     /// Where the configuration can be reloaded.
@@ -56,7 +62,7 @@ pub fn gather(counts: &Counts<'_>) -> Vec<Metric> {
     }
     let mut lost = Metric::counter(
         "flowend.ring.lost",
-        "Events that found the ring buffer full, by what they were of",
+        "Events that the ring buffer had no room for, by what they were of",
     );
     for (kind, n) in LOST_SLOTS.into_iter().zip(counts.lost) {
         lost = lost.with([("kind", kind)], n);
@@ -73,7 +79,8 @@ pub fn gather(counts: &Counts<'_>) -> Vec<Metric> {
         "How often somebody else detached the programs of a cgroup; they were attached again",
     )
     .with([], counts.detachments);
-    metrics.extend([lost, skipped, attached, detachments]);
+    metrics.extend([lost, skipped, attached, programs(counts.programs), detachments]);
+    metrics.extend(losses(&counts.losses));
     metrics.extend(counts.connections.into_iter().flat_map(ConnectionCounts::metrics));
     metrics.push(names::connections(&counts.ledger.names));
     let Sources { dns, hosts, reverse } = counts.names;
@@ -83,6 +90,21 @@ pub fn gather(counts: &Counts<'_>) -> Vec<Metric> {
     metrics.extend(counts.reloads.into_iter().flat_map(reloads));
     metrics.extend(sdk::metrics(counts.outputs, counts.queue_records));
     metrics
+}
+
+/// What each optional program does.
+fn programs(counts: &[ProgramCount]) -> Metric {
+    let mut metric = Metric::gauge(
+        "flowend.probe.cgroups",
+        "Cgroups attached to as targets, by what an optional program does there",
+    );
+    for count in counts {
+        for (state, n) in count.states() {
+            let labels = [("program", count.optional.as_str()), ("state", state)];
+            metric = metric.with(labels, n as u64);
+        }
+    }
+    metric
 }
 
 /// The labels that say where an output's records go, and more.
@@ -185,6 +207,20 @@ fn records(counts: &Counts<'_>, family: &Family) -> [Metric; 4] {
     [seen, offered, became, in_flight]
 }
 
+/// By cgroup; none before the first loss.
+fn losses(losses: &LossesByName) -> Option<Metric> {
+    let mut metric = Metric::counter(
+        "flowend.cgroups.lost",
+        "What was lost of a cgroup because there was too much of it, by what it was",
+    );
+    for (what, cgroup, n) in losses.iter() {
+        let labels =
+            vec![("what", Cow::Borrowed(what)), ("cgroup", Cow::Owned(cgroup.to_string()))];
+        metric = metric.with_labels(labels, n);
+    }
+    (!losses.is_empty()).then_some(metric)
+}
+
 fn reloads(counts: &ReloadCounts) -> [Metric; 2] {
     [
         Metric::counter("flowend.config.reloads", "Reloads of the configuration, by how they went")
@@ -202,6 +238,8 @@ fn reloads(counts: &ReloadCounts) -> [Metric; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fair::Losses;
+    use crate::probe::Optional;
     use crate::record::EventSet;
 
     #[test]
@@ -234,6 +272,11 @@ mod tests {
         ledger.of(RecordKind::Begin).seen.add(1);
         let reloads = ReloadCounts::default();
         reloads.refused.add(2);
+        let mut losses = LossesByName::default();
+        let mut events = Losses::new(1);
+        events.add(1, 5);
+        events.add(2, 4);
+        losses.add("events", &events, |id| (id == 1).then(|| "/a".into()));
         let metrics = gather(&Counts {
             ledger: &ledger,
             outputs: &[text, logs, late],
@@ -241,8 +284,15 @@ mod tests {
             connections: None,
             names: Sources::default(),
             lost: [0, 1, 2, 3, 4, 5, 6],
+            losses,
             skipped: [7, 8, 9],
             attached: 3,
+            programs: &[ProgramCount {
+                optional: Optional::Connect,
+                attached: 2,
+                refused: 1,
+                off: 0,
+            }],
             detachments: 2,
             reloads: Some(&reloads),
         });
@@ -268,7 +318,10 @@ mod tests {
         );
         assert_eq!(sum("flowend.begins.in_flight", "stdout"), 0, "no begins go there");
         assert!(!metrics.iter().any(|m| m.name == "flowend.progresses"), "none are made");
+        assert_eq!(sum("flowend.probe.cgroups", ""), 3);
         assert_eq!(sum("flowend.ring.lost", ""), 21);
+        let lost: Vec<_> = find("flowend.cgroups.lost").samples.iter().map(|s| s.value).collect();
+        assert_eq!(lost, [5, 4], "of /a, and of the others");
         assert_eq!(sum("flowend.packets.unreadable", ""), 24);
         assert_eq!(sum("flowend.config.reloads", ""), 2);
         assert_eq!(sum("flowend.config.last_reload_success", ""), 1);

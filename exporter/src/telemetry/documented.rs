@@ -7,7 +7,9 @@ use super::{ConnectionCounts, Counts, Metric, MetricKind, Sources, encode, gathe
 use crate::dns::{Dns, DnsSettings};
 use crate::docs::{page, tables_below};
 use crate::enrich::{HostsStats, ReverseStats};
+use crate::fair::{Losses, LossesByName};
 use crate::ledger::{Ledger, OutputLedger};
+use crate::probe::{Optional, ProgramCount};
 use crate::record::{EventSet, RecordKind};
 use crate::reload::ReloadCounts;
 
@@ -26,21 +28,31 @@ fn every() -> Vec<Metric> {
     connections.add("web", &crate::encode::tests::record(RecordKind::End).end);
     let ttl = Duration::from_secs(5);
     let dns = Dns::new(DnsSettings { cache_bytes: 1 << 20, min_ttl: ttl, max_ttl: ttl });
+    let optional = Optional::Sockops;
     let mut metrics = gather(&Counts {
         ledger: &ledger,
         outputs: &outputs,
         queue_records: 1,
         lost: Default::default(),
+        losses: one_loss(),
         connections: Some(&connections),
         names: Sources { dns: Some(&dns), ..Sources::default() },
         skipped: Default::default(),
         attached: 0,
+        programs: &[ProgramCount { optional, attached: 1, refused: 0, off: 0 }],
         detachments: 0,
         reloads: Some(&ReloadCounts::default()),
     });
     metrics.extend(names::hosts(&HostsStats::default()));
     metrics.extend(names::reverse(&ReverseStats::default()));
     metrics
+}
+
+fn one_loss() -> LossesByName {
+    let (mut losses, mut lost) = (LossesByName::default(), Losses::new(1));
+    lost.add(1, 1);
+    losses.add("events", &lost, |_| None);
+    losses
 }
 
 /// The name of a sample as Prometheus gets it.

@@ -59,7 +59,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn attached(attached: usize, errors: &[&str]) -> AttachState {
-        AttachState { attached, errors: errors.iter().map(ToString::to_string).collect() }
+        let errors = errors.iter().map(ToString::to_string).collect();
+        AttachState { attached, errors, programs: Vec::new() }
     }
 
     fn failing(seconds: Option<u64>, error: Option<&str>) -> DestinationHealth {

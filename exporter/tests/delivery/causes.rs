@@ -222,10 +222,12 @@ fn metrics(ledger: &Ledger, outputs: &[Arc<OutputLedger>]) -> String {
         outputs,
         queue_records: 100,
         lost: Default::default(),
+        losses: Default::default(),
         connections: None,
         names: Sources::default(),
         skipped: Default::default(),
         attached: 1,
+        programs: &[],
         detachments: 0,
         reloads: None,
     }))

@@ -2,13 +2,15 @@
 //!
 //! `injector` is the receiver, `store` what it remembers, `mode` what goes wrong. `offer` is how a delivery is
 //! put before it, and `injected` tests the injector with plain clients. `site` is flowend's delivery, from its
-//! sinks on, which `faults`, `disks` and `causes` try; `program` is the same as a process, for `kills` and
+//! sinks on, which `faults`, `disks`, `causes` and `stop` try; `program` is the same as a process, for `kills` and
 //! `overload`.
 
 mod answer;
 mod causes;
 mod certificates;
 mod clients;
+#[path = "../../testing/deaf.rs"]
+mod deaf;
 mod disks;
 mod faults;
 mod injected;
@@ -19,6 +21,7 @@ mod offer;
 mod overload;
 mod program;
 mod site;
+mod stop;
 mod store;
 #[path = "../../testing/synthetic.rs"]
 mod synthetic;

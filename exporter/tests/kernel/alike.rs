@@ -164,7 +164,7 @@ fn in_the_kernel(probe: &mut Probe, packet: &[u8], is_own: bool) {
 /// The end that the state machine makes of what the programs say.
 fn end_from_programs(segments: &[Segment], closed_from: TcpState) -> ConnectionEnd {
     let mut probe = Probe::load(load_options(false)).unwrap();
-    let mut ring = probe.take_ring().unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
     let mut table = FlowTable::new(FlowSettings::default());
     let mut ends = Vec::new();
     let mut out = |event| match event {

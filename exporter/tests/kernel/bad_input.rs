@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use super::exclusive::Exclusive;
 use super::support::{Cgroup, Flowend, can_run};
 
 fn output(args: &[&str]) -> Output {
@@ -94,7 +95,7 @@ fn without_root_and_capabilities_it_says_so() {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
         command.arg(&program).args(args).env_remove("FLOWEND_CONFIG").output().unwrap()
     };
-    let words = &["EPERM", "CAP_BPF", "CAP_NET_ADMIN"];
+    let words = &["CAP_BPF is missing", "CAP_NET_ADMIN is missing", "CAP_PERFMON is missing"];
     expect(&as_nobody(&["run"]), 1, words);
     expect(
         &as_nobody(&["check"]),
@@ -134,16 +135,8 @@ fn an_exclusive_program_in_the_way_is_named() {
     if !can_run("an_exclusive_program_in_the_way_is_named", &[]) {
         return;
     }
-    use aya::programs::{CgroupSkb, ProgramFd};
     let cgroup = Cgroup::new();
-    let noop =
-        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../bpf-probes/noop.bpf.o")).unwrap();
-    let mut ebpf = aya::Ebpf::load(&noop).unwrap();
-    let program: &mut CgroupSkb = ebpf.program_mut("noop_ingress").unwrap().try_into().unwrap();
-    program.load().unwrap();
-    // aya attaches by a link, which is never exclusive; the old call with no flags is.
-    let fd: &ProgramFd = program.fd().unwrap();
-    legacy_exclusive_attach(fd, &cgroup);
+    let _in_the_way = Exclusive::attach(&cgroup);
     let result = output(&["run", "--set", &format!("targets={}", cgroup.name)]);
     expect(
         &result,
@@ -152,39 +145,6 @@ fn an_exclusive_program_in_the_way_is_named() {
     );
     let result = output(&["check", "--set", &format!("targets={}", cgroup.name)]);
     expect(&result, 1, &["BAD   target", "allows no other"]);
-}
-
-/// BPF_PROG_ATTACH without flags: no other program may be attached there or below.
-fn legacy_exclusive_attach(program: &aya::programs::ProgramFd, cgroup: &Cgroup) {
-    use std::os::fd::{AsFd as _, AsRawFd as _};
-    #[repr(C)]
-    struct AttachAttr {
-        target_fd: u32,
-        attach_bpf_fd: u32,
-        attach_type: u32,
-        attach_flags: u32,
-        replace_bpf_fd: u32,
-    }
-    const BPF_PROG_ATTACH: usize = 8;
-    const BPF_CGROUP_INET_INGRESS: u32 = 0;
-    let folder = std::fs::File::open(&cgroup.folder).unwrap();
-    let attr = AttachAttr {
-        target_fd: folder.as_raw_fd().cast_unsigned(),
-        attach_bpf_fd: program.as_fd().as_raw_fd().cast_unsigned(),
-        attach_type: BPF_CGROUP_INET_INGRESS,
-        attach_flags: 0,
-        replace_bpf_fd: 0,
-    };
-    // SAFETY: the kernel reads the attribute structure, of the size given, during the call only.
-    let result = unsafe {
-        nix::libc::syscall(
-            nix::libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            std::ptr::from_ref(&attr),
-            std::mem::size_of::<AttachAttr>(),
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Queries that netfilter translates below the socket: the server is the one that was asked.
 
-use flowend::probe::{LoadOptions, Probe, Role};
+use std::collections::BTreeSet;
+
+use flowend::probe::{LoadOptions, Optional, Probe, Role, Without};
 use flowend_probe_types::{EventKind, SYN};
 
 use super::support::{Cgroup, Netns, Puppet, can_run, drain, load_options};
@@ -118,7 +120,7 @@ fn a_translated_query_and_its_answer_name_the_server_that_was_asked() {
     }
     for role in [Role::Target, Role::Resolver] {
         let mut probe = Probe::load(options()).unwrap();
-        let mut ring = probe.take_ring().unwrap();
+        let mut ring = probe.take_ring().unwrap().unwrap();
         let _attached = probe.attach(&targets.folder, &targets.name, role).unwrap();
         let mut client = client(&netns, &targets);
         for case in DATAGRAMS {
@@ -143,6 +145,35 @@ fn a_translated_query_and_its_answer_name_the_server_that_was_asked() {
     }
 }
 
+/// What sendmsg4 and sendmsg6 are for: without them only a connected socket tells whom it asks.
+#[test]
+fn without_sendmsg_the_server_that_an_unconnected_socket_asks_is_not_known() {
+    if !can_run("without_sendmsg_the_server_that_an_unconnected_socket_asks_is_not_known", TOOLS) {
+        return;
+    }
+    let netns = translating("udp", DATAGRAMS);
+    let (cgroup, mut server) = (Cgroup::new(), Puppet::start(&["--netns".as_ref(), &netns.file()]));
+    let addresses: BTreeSet<_> = DATAGRAMS.iter().map(|case| case.server).collect();
+    for address in addresses {
+        server.tell(&format!("udp-serve {address}"));
+    }
+    let without = Without::NOTHING.and(Optional::Sendmsg);
+    let mut probe = Probe::load(LoadOptions { without, ..options() }).unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
+    let _attached = probe.attach(&cgroup.folder, &cgroup.name, Role::Target).unwrap();
+    let mut client = client(&netns, &cgroup);
+    let mut known = 0;
+    for Case { name, verb, asked, .. } in DATAGRAMS {
+        client.tell(&format!("{verb} {asked} 40"));
+        let (heard, _) = drain(&mut ring);
+        let asked = asked.parse().unwrap();
+        let knows = heard.iter().any(|h| h.kind == EventKind::DnsQuery && h.remote() == asked);
+        assert_eq!(knows, *verb == "udp-ask-connected", "{name}: {heard:?}");
+        known += usize::from(knows);
+    }
+    assert!(known > 0 && known < DATAGRAMS.len(), "{known} servers known");
+}
+
 const CONNECTIONS: &[Case] = &[
     Case { name: "port", verb: "", asked: "127.0.0.11:53", server: "127.0.0.11:5301" },
     Case { name: "both", verb: "", asked: "10.98.0.1:53", server: "10.97.0.1:5302" },
@@ -157,7 +188,7 @@ fn a_translated_connection_names_the_server_that_was_asked() {
     let netns = translating("tcp", CONNECTIONS);
     let (cgroup, mut server) = (Cgroup::new(), Puppet::start(&["--netns".as_ref(), &netns.file()]));
     let mut probe = Probe::load(options()).unwrap();
-    let mut ring = probe.take_ring().unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
     let _attached = probe.attach(&cgroup.folder, &cgroup.name, Role::Target).unwrap();
     let mut client = client(&netns, &cgroup);
     for Case { name, asked, server: real, .. } in CONNECTIONS {

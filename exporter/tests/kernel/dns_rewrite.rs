@@ -45,7 +45,7 @@ fn told(
     let mut server = Puppet::outside();
     let listener = server.listen("127.0.0.1:0");
     let mut probe = Probe::load(load_options(true)).unwrap();
-    let mut ring = probe.take_ring().unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
     let (_attached, _rewriter);
     if probe_first {
         _attached = probed(&mut probe);

@@ -94,10 +94,10 @@ impl Arena {
 }
 
 /// A flowend that stands still: SIGSTOP until this is dropped.
-struct Frozen(Pid);
+pub(super) struct Frozen(Pid);
 
 impl Frozen {
-    fn new(flowend: &Flowend) -> Self {
+    pub(super) fn new(flowend: &Flowend) -> Self {
         let pid = flowend.pid();
         let frozen = Self(Pid::from_raw(pid.cast_signed()));
         kill(frozen.0, Signal::SIGSTOP).expect("SIGSTOP");

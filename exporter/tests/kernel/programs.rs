@@ -4,9 +4,10 @@
 use std::io::Write as _;
 
 use aya::programs::{CgroupSkb, TestRun as _, TestRunOptions};
-use flowend::probe::{PROGRAMS, Probe};
+use flowend::probe::{LoadOptions, PROGRAMS, Probe};
 use flowend_probe_types::{
-    ACK, Event, EventKind, FIN, LOST_SLOTS, PSH, RST, SKIPPED_SLOTS, SYN, Skip, TERMINATING, parse,
+    ACK, Account, Event, EventKind, FIN, LOST_SLOTS, PSH, RST, RingItem, SKIPPED_SLOTS, SYN, Skip,
+    TERMINATING, parse,
 };
 
 use super::support::{can_run, load_options};
@@ -155,7 +156,7 @@ fn the_programs_read_packets_as_the_host_does() {
         return;
     }
     let mut probe = load();
-    let mut ring = probe.take_ring().unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
     let skipped = probe.take_skipped().unwrap();
     let (mut events, mut by_cause) = (0, [0; SKIPPED_SLOTS.len()]);
     for (name, kind) in
@@ -191,6 +192,74 @@ fn the_programs_read_packets_as_the_host_does() {
     }
     assert!(events > 5_000, "{events} events");
     assert!(by_cause.iter().all(|n| *n > 0), "each cause is counted: {by_cause:?}");
+    assert_eq!(probe.take_lost().unwrap().read(), [0; LOST_SLOTS.len()]);
+}
+
+/// With nobody who reads, one cgroup gets a part of the ring, by what its events are; the rest is for others. Once it is
+/// read, there is as much again.
+#[test]
+fn one_cgroup_alone_does_not_fill_the_ring() {
+    const RING: usize = 1 << 16;
+    if !can_run("one_cgroup_alone_does_not_fill_the_ring", &[]) {
+        return;
+    }
+    // A query without a question, to port 53.
+    let query = [&[0x9c, 0x40, 0, 53, 0, 20, 0, 0][..], &[0; 12]].concat();
+    for (packet, kind, lost_word, share) in [
+        (v4(6, 0, &tcp(RST, 0)), EventKind::SegmentOut, Account::LOST, 60..67),
+        (v4(17, 0, &query), EventKind::DnsQuery, Account::LOST_NAMES, 37..44),
+    ] {
+        let options = LoadOptions { ring_bytes: RING as u32, ..load_options(true) };
+        let mut probe = Probe::load(options).unwrap();
+        let (mut ring, lost) = (probe.take_ring().unwrap().unwrap(), probe.take_lost().unwrap());
+        let accounts = probe.take_accounts().unwrap();
+        let slot = kind.lost_slot() as usize;
+        for round in 1..=3 {
+            let before = lost.read()[slot];
+            let mut ran = 0_u64;
+            while lost.read()[slot] < before + 10 {
+                assert_eq!(run(&mut probe, "flowend_egress", &packet), Some(1));
+                ran += 1;
+                assert!(ran < 10_000, "{kind:?}: nothing is refused");
+            }
+            let (mut events, mut bytes) = (0, 0);
+            while let Some(item) = ring.next() {
+                events += 1;
+                // With its header.
+                bytes += item.len().next_multiple_of(8) + 8;
+            }
+            assert_eq!(events, ran - 10, "{kind:?}: each is there or counted");
+            assert!(share.contains(&(100 * bytes / RING)), "{kind:?}, {round}: {bytes} bytes");
+        }
+        let told: Vec<u64> = accounts.read().values().map(|words| words[lost_word]).collect();
+        assert_eq!(told, [lost.read()[slot]], "{kind:?}: of one cgroup");
+        assert_eq!(lost.read().iter().sum::<u64>(), lost.read()[slot], "{kind:?}: nothing else");
+    }
+}
+
+/// Of the second copy of the data only so much is mapped as a record needs that goes on past the end.
+#[test]
+fn records_that_go_on_past_the_end_of_the_ring_are_whole() {
+    if !can_run("records_that_go_on_past_the_end_of_the_ring_are_whole", &[]) {
+        return;
+    }
+    let ring_bytes = 4096;
+    let mut probe = Probe::load(LoadOptions { ring_bytes, ..load_options(true) }).unwrap();
+    let mut ring = probe.take_ring().unwrap().unwrap();
+    assert!(probe.take_ring().unwrap().is_none(), "it has one reader");
+    // Each record of 152 bytes begins at another place; all there are, several times.
+    for n in 0..4096_u32 {
+        let mut segment = tcp(RST, 0);
+        segment[4..8].copy_from_slice(&n.to_be_bytes());
+        assert_eq!(run(&mut probe, "flowend_egress", &v4(6, 0, &segment)), Some(1));
+        let record = ring.next().expect("an event");
+        let Ok(RingItem::Event(Event::Tcp(_, e))) = RingItem::decode(&record) else {
+            panic!("{n}: {:?}", &*record)
+        };
+        assert_eq!((e.seq, e.flags & RST), (n, RST));
+        drop(record);
+        assert!(ring.next().is_none());
+    }
     assert_eq!(probe.take_lost().unwrap().read(), [0; LOST_SLOTS.len()]);
 }
 

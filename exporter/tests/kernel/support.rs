@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aya::maps::{MapData, RingBuf};
-use flowend::probe::LoadOptions;
+use flowend::probe::{LoadOptions, Ring, Without};
 use flowend_probe_types::{DnsEvent, Event, EventKind, RingItem};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -56,7 +55,15 @@ pub(crate) fn skip(test: &str, lacks: &str) -> bool {
 
 /// All programs, with a ring of a page; those of names where `dns` says so.
 pub(crate) const fn load_options(dns: bool) -> LoadOptions {
-    LoadOptions { ring_bytes: 4096, process: dns, dns, mdns: false, llmnr: false, resolvers: dns }
+    LoadOptions {
+        ring_bytes: 4096,
+        process: dns,
+        dns,
+        mdns: false,
+        llmnr: false,
+        resolvers: dns,
+        without: Without::NOTHING,
+    }
 }
 
 /// A record of the ring that carries bytes of DNS.
@@ -79,7 +86,7 @@ impl Heard {
 }
 
 /// What is in the ring: of names, and of connections.
-pub(crate) fn drain(ring: &mut RingBuf<MapData>) -> (Vec<Heard>, Vec<Event>) {
+pub(crate) fn drain(ring: &mut Ring) -> (Vec<Heard>, Vec<Event>) {
     let (mut heard, mut events) = (Vec::new(), Vec::new());
     while let Some(item) = ring.next() {
         match RingItem::decode(&item).expect("a record") {
@@ -429,6 +436,13 @@ impl Flowend {
         self.stdout.lock().expect("lock").clone()
     }
 
+    /// The whole lines of stdout from this byte on.
+    pub(crate) fn stdout_from(&self, at: usize) -> String {
+        let stdout = self.stdout.lock().expect("lock");
+        let end = stdout.rfind('\n').map_or(0, |end| end + 1);
+        stdout[at..end.max(at)].to_owned()
+    }
+
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().expect("lock").clone()
     }
@@ -442,13 +456,26 @@ impl Flowend {
 
     /// The JSON lines so far.
     pub(crate) fn json(&self) -> Vec<serde_json::Value> {
-        // The last line may not be whole yet.
-        let text = self.stdout();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
-            .collect()
+        json_lines(&self.stdout())
+    }
+
+    /// Waits for the end of one that was told to; its JSON lines to the last.
+    pub(crate) fn last_json(mut self) -> Vec<serde_json::Value> {
+        let ended = || self.child.0.try_wait().expect("wait").is_some();
+        wait_until(ended, || "flowend does not end".into());
+        let stdout = Arc::clone(&self.stdout);
+        drop(self);
+        // The reader lets go of it at the end of the pipe.
+        wait_until(|| Arc::strong_count(&stdout) == 1, || "stdout stays open".into());
+        json_lines(&stdout.lock().expect("lock"))
+    }
+
+    /// As [`Flowend::stop`], with the JSON lines to the last.
+    pub(crate) fn stop_with_json(self) -> (Vec<serde_json::Value>, Option<i32>, String) {
+        let stdout = Arc::clone(&self.stdout);
+        let (code, messages) = self.stop();
+        wait_until(|| Arc::strong_count(&stdout) == 1, || "stdout stays open".into());
+        (json_lines(&stdout.lock().expect("lock")), code, messages)
     }
 
     /// SIGTERM, and waits for the end; the exit status and all of stderr.
@@ -471,6 +498,15 @@ impl Flowend {
         assert_ledgers_add_up(&messages);
         (code, messages)
     }
+}
+
+/// JSON lines; the last one may not be whole yet.
+fn json_lines(text: &str) -> Vec<serde_json::Value> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect()
 }
 
 /// seen = exported + sampled_out + filtered + dropped{cause} + in_flight, in each line of the ledger.

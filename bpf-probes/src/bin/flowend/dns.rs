@@ -13,12 +13,12 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use flowend_probe_types::{
-    Addr, DNS_ROOM, Datagram, DnsEvent, EventKind, FIN, Network, RST, SYN, Segment, TERMINATING,
-    TcpState,
+    Addr, Claim, DNS_ROOM, Datagram, DnsEvent, EventKind, FIN, Network, RST, SYN, Segment,
+    TERMINATING, TcpState,
 };
 
 use crate::asked;
-use crate::ring::{count_lost, reserve_name, submit};
+use crate::ring::{Room, admits, count_lost, reserve};
 
 /// Whether DNS messages are copied; the loader sets it (`dns.enabled`).
 #[unsafe(no_mangle)]
@@ -99,6 +99,9 @@ pub fn report_message<const EGRESS: bool>(
     if facts.remote_port != DNS_PORT && !fits_direction::<EGRESS>(skb, at) {
         return;
     }
+    if !has_room(&facts, datagram.payload) {
+        return;
+    }
     let len = if datagram.payload > MAX_BYTES {
         facts.cut = 1;
         MAX_BYTES
@@ -159,6 +162,9 @@ pub fn report_segment<const EGRESS: bool>(
         // SAFETY: a checked full socket, which has a peer.
         unsafe { peer(&mut facts, sk) };
     }
+    if !has_room(&facts, segment.payload) {
+        return;
+    }
     facts.seq = segment.seq;
     facts.flags = segment.flags;
     let mut at = len - segment.payload;
@@ -173,9 +179,8 @@ pub fn report_segment<const EGRESS: bool>(
         if at != len - segment.payload {
             facts.flags &= !SYN;
         }
-        if !send(skb, &facts, at, MAX_BYTES) {
-            return;
-        }
+        let Some(room) = copied::<{ DNS_ROOM[2] }>(skb, &facts, at, MAX_BYTES) else { return };
+        room.submit_before_another();
         // A SYN has a number of its own before its payload's.
         let numbers = MAX_BYTES + u32::from(facts.flags & SYN != 0);
         facts.seq = facts.seq.wrapping_add(numbers);
@@ -185,6 +190,14 @@ pub fn report_segment<const EGRESS: bool>(
     }
     // Longer than GSO's 64 KiB (BIG TCP, IPv6 alone): the rest is not copied.
     count_lost(EventKind::DnsStreamOut);
+}
+
+/// Whether the cgroup may have room for a message of this length, in one event or more.
+#[inline(always)]
+fn has_room(facts: &DnsEvent, payload: u32) -> bool {
+    // At least the smallest room.
+    let bytes = (size_of::<DnsEvent>() + DNS_ROOM[0]) as u64 + u64::from(payload);
+    admits(EventKind::DnsQuery, Claim::Name, facts.cgroup_id, bytes)
 }
 
 /// The facts that all events have.
@@ -272,24 +285,37 @@ fn told(facts: &mut DnsEvent, addr: Addr, port: u16) {
     facts.remote_port = port;
 }
 
-/// Puts an event with these facts and `len` bytes of the packet into the ring, in the smallest room. False
-/// where there is none.
+/// Puts an event with these facts and `len` bytes of the packet into the ring, in the smallest room, where there
+/// is one.
 #[inline(always)]
-fn send(skb: *mut __sk_buff, facts: &DnsEvent, at: u32, len: u32) -> bool {
+fn send(skb: *mut __sk_buff, facts: &DnsEvent, at: u32, len: u32) {
     if len < DNS_ROOM[0] as u32 {
-        copy::<{ DNS_ROOM[0] }>(skb, facts, at, len)
+        send_in::<{ DNS_ROOM[0] }>(skb, facts, at, len);
     } else if len < DNS_ROOM[1] as u32 {
-        copy::<{ DNS_ROOM[1] }>(skb, facts, at, len)
+        send_in::<{ DNS_ROOM[1] }>(skb, facts, at, len);
     } else {
-        copy::<{ DNS_ROOM[2] }>(skb, facts, at, len)
+        send_in::<{ DNS_ROOM[2] }>(skb, facts, at, len);
     }
 }
 
 #[inline(always)]
-fn copy<const ROOM: usize>(skb: *mut __sk_buff, facts: &DnsEvent, at: u32, len: u32) -> bool {
+fn send_in<const ROOM: usize>(skb: *mut __sk_buff, facts: &DnsEvent, at: u32, len: u32) {
+    if let Some(room) = copied::<ROOM>(skb, facts, at, len) {
+        room.submit();
+    }
+}
+
+/// An event with these facts and bytes, to be submitted; `None` where the ring has no room for it.
+#[inline(always)]
+fn copied<const ROOM: usize>(
+    skb: *mut __sk_buff,
+    facts: &DnsEvent,
+    at: u32,
+    len: u32,
+) -> Option<Room<Message<ROOM>>> {
     // All kinds of DNS events share a slot.
-    let Some(mut entry) = reserve_name::<Message<ROOM>>(EventKind::DnsQuery) else { return false };
-    let message = entry.as_mut_ptr();
+    let mut room = reserve::<Message<ROOM>>(EventKind::DnsQuery)?;
+    let message = room.as_mut_ptr();
     // SAFETY: the event is reserved, and the copy is bounded by its room.
     unsafe {
         let e = core::ptr::addr_of_mut!((*message).facts);
@@ -301,13 +327,13 @@ fn copy<const ROOM: usize>(skb: *mut __sk_buff, facts: &DnsEvent, at: u32, len: 
             // through the headers apart from here on.
             let bounded = bound::<ROOM>(u32::from(kept.read_volatile()));
             let bytes = message.cast::<u8>().add(size_of::<DnsEvent>());
-            if bpf_skb_load_bytes(skb as *const c_void, at, bytes.cast(), bounded) != 0 {
-                kept.write_volatile(0);
-            }
+            let error = bpf_skb_load_bytes(skb as *const c_void, at, bytes.cast(), bounded);
+            // Negative, or 0: without a branch, which the verifier would walk both ways of for each piece.
+            let keeps = !(error >> (i64::BITS - 1));
+            kept.write_volatile(kept.read_volatile() & keeps as u16);
         }
     }
-    submit(entry);
-    true
+    Some(room)
 }
 
 /// `len` as the verifier must see it: from 1 to `ROOM` - 1, `ROOM` being a power of two. Compared by

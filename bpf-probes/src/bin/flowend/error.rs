@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use flowend_probe_types::{Addr, ERROR_FIELDS, ErrorEvent, EventKind};
 
-use crate::ring::{count_lost, reserve, submit};
+use crate::ring::{count_lost, reserve};
 
 const IPPROTO_TCP: u16 = 6;
 const EPIPE: i32 = 32;
@@ -43,8 +43,8 @@ fn report(ctx: &TracePointContext) {
         if !is_within_budget(time_ns) {
             return count_lost(EventKind::Error);
         }
-        let Some(mut entry) = reserve::<ErrorEvent>(EventKind::Error) else { return };
-        let e = entry.as_mut_ptr();
+        let Some(mut room) = reserve::<ErrorEvent>(EventKind::Error) else { return };
+        let e = room.as_mut_ptr();
         (*e).kind = EventKind::Error as u8;
         (*e).reserved = 0;
         (*e).error = error as u16;
@@ -53,7 +53,7 @@ fn report(ctx: &TracePointContext) {
         (*e).time_ns = time_ns;
         (*e).local = address(base.add(ERROR_FIELDS.local));
         (*e).remote = address(base.add(ERROR_FIELDS.remote));
-        submit(entry);
+        room.submit();
     }
 }
 

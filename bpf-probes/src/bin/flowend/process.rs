@@ -5,13 +5,16 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_boot_ns},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_socket_cookie,
+        bpf_ktime_get_boot_ns,
+    },
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use flowend_probe_types::{Addr, EventKind, ProcessEvent};
+use flowend_probe_types::{Addr, Claim, EventKind, ProcessEvent};
 
-use crate::ring::{reserve, submit};
+use crate::ring::reserve_for;
 
 const PASS: i32 = 1;
 const SOCK_STREAM: u32 = 1;
@@ -83,15 +86,21 @@ fn report(kind: EventKind, ctx: *mut c_void, remote: (Addr, u16)) {
             0
         };
         let time_ns = bpf_ktime_get_boot_ns();
-        let Some(mut entry) = reserve::<ProcessEvent>(kind) else { return };
-        let e = entry.as_mut_ptr();
+        // That of the process, which is that of the sockets it makes.
+        let cgroup_id = bpf_get_current_cgroup_id();
+        let Some(mut room) = reserve_for::<ProcessEvent>(kind, Claim::Stranger, cgroup_id) else {
+            return;
+        };
+        let e = room.as_mut_ptr();
         (*e).kind = kind as u8;
         (*e).reserved = 0;
         (*e).remote_port = remote.1;
-        (*e).remote = remote.0;
+        // Volatile: else the address of none is a call of memset, a loop over bytes.
+        (&raw mut (*e).remote).write_volatile(remote.0);
         (*e).pid = pid;
         (*e).time_ns = time_ns;
         (*e).cookie = cookie;
-        submit(entry);
+        (*e).cgroup_id = cgroup_id;
+        room.submit();
     }
 }

@@ -9,9 +9,9 @@ use aya_ebpf::{
     },
     programs::SkBuffContext,
 };
-use flowend_probe_types::{Addr, EventKind, Segment, TcpEvent, TcpState};
+use flowend_probe_types::{Addr, Claim, EventKind, Segment, TcpEvent, TcpState};
 
-use crate::ring::{reserve, submit};
+use crate::ring::reserve_for;
 
 const AF_INET6: u32 = 10;
 
@@ -28,8 +28,11 @@ pub fn report<const EGRESS: bool>(ctx: &SkBuffContext, sk: *mut bpf_sock, segmen
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());
         let cgroup_id = bpf_skb_cgroup_id(ctx.skb.skb);
         let time_ns = bpf_ktime_get_boot_ns();
-        let Some(mut entry) = reserve::<TcpEvent>(kind) else { return };
-        let e = entry.as_mut_ptr();
+        // Anybody may send to a listener, from any address.
+        let is_strangers = state == TcpState::Listen as u8;
+        let claim = if is_strangers { Claim::Stranger } else { Claim::Connection };
+        let Some(mut room) = reserve_for::<TcpEvent>(kind, claim, cgroup_id) else { return };
+        let e = room.as_mut_ptr();
         (*e).kind = kind as u8;
         (*e).flags = segment.flags;
         (*e).state = state;
@@ -52,7 +55,7 @@ pub fn report<const EGRESS: bool>(ctx: &SkBuffContext, sk: *mut bpf_sock, segmen
             }
         }
         counters(e, tp);
-        submit(entry);
+        room.submit();
     }
 }
 
@@ -99,18 +102,19 @@ unsafe fn counters(e: *mut TcpEvent, tp: *const bpf_tcp_sock) {
     // SAFETY: the caller passes a reserved event; `tp` is null or from bpf_tcp_sock().
     unsafe {
         if tp.is_null() {
-            (*e).bytes_acked = 0;
-            (*e).bytes_received = 0;
-            (*e).snd_nxt = 0;
-            (*e).snd_una = 0;
-            (*e).rcv_nxt = 0;
-            (*e).srtt_8us = 0;
-            (*e).rtt_min_us = 0;
-            (*e).segs_out = 0;
-            (*e).segs_in = 0;
-            (*e).data_segs_out = 0;
-            (*e).data_segs_in = 0;
-            (*e).total_retrans = 0;
+            // Volatile: else they are one call of memset, a loop over bytes, which costs the verifier much, too.
+            (&raw mut (*e).bytes_acked).write_volatile(0);
+            (&raw mut (*e).bytes_received).write_volatile(0);
+            (&raw mut (*e).snd_nxt).write_volatile(0);
+            (&raw mut (*e).snd_una).write_volatile(0);
+            (&raw mut (*e).rcv_nxt).write_volatile(0);
+            (&raw mut (*e).srtt_8us).write_volatile(0);
+            (&raw mut (*e).rtt_min_us).write_volatile(0);
+            (&raw mut (*e).segs_out).write_volatile(0);
+            (&raw mut (*e).segs_in).write_volatile(0);
+            (&raw mut (*e).data_segs_out).write_volatile(0);
+            (&raw mut (*e).data_segs_in).write_volatile(0);
+            (&raw mut (*e).total_retrans).write_volatile(0);
             return;
         }
         (*e).bytes_acked = (*tp).bytes_acked;

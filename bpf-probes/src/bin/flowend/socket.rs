@@ -14,9 +14,9 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use flowend_probe_types::{Addr, EventKind, TcpEvent, TcpState};
+use flowend_probe_types::{Account, Addr, Claim, EventKind, TcpEvent, TcpState};
 
-use crate::ring::{reserve, submit};
+use crate::ring::reserve_for;
 
 const HANDLED: u32 = 1;
 const AF_INET6: u32 = 10;
@@ -138,8 +138,12 @@ fn report(ctx: &SockOpsContext, kind: EventKind) {
         };
         let keepalive_ms =
             if matches!(kind, EventKind::Closed) { keepalive_ms(ops, state) } else { 0 };
-        let Some(mut entry) = reserve::<TcpEvent>(kind) else { return };
-        let e = entry.as_mut_ptr();
+        // The namespace stands for the cgroup, which this hook cannot tell.
+        let holder = if netns != 0 { Account::NETNS | netns } else { 0 };
+        let Some(mut room) = reserve_for::<TcpEvent>(kind, Claim::Connection, holder) else {
+            return;
+        };
+        let e = room.as_mut_ptr();
         (*e).kind = kind as u8;
         (*e).flags = 0;
         (*e).state = state as u8;
@@ -186,7 +190,7 @@ fn report(ctx: &SockOpsContext, kind: EventKind) {
         (*e).data_segs_out = ctx!(ops, data_segs_out);
         (*e).data_segs_in = ctx!(ops, data_segs_in);
         (*e).total_retrans = ctx!(ops, total_retrans);
-        submit(entry);
+        room.submit();
     }
 }
 

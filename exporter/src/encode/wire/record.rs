@@ -55,6 +55,8 @@ const SPAN_FIXED: [u8; 54] = {
 pub struct Encoded {
     /// What it reports.
     pub kind: RecordKind,
+    /// cgroup v2 id of the own socket; 0 where it is not known.
+    pub cgroup_id: u64,
     /// Whose it is: the resource.
     pub workload: Arc<Workload>,
     /// A part of a chunk that it shares with its neighbours.
@@ -160,6 +162,7 @@ impl RecordEncoder {
         self.chunk = bytes.split_off(size);
         Encoded {
             kind: record.kind,
+            cgroup_id: record.end.cgroup_id.unwrap_or(0),
             workload: Arc::clone(&record.workload),
             bytes: bytes.freeze(),
             split,

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 use flowend_probe_types::Addr;
 use smallvec::SmallVec;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::table::fuzz::check as check_file;
+
 use self::keeper::{Keeper, Now, Workloads};
 use self::table::Table;
 use crate::cgroup::Paths;

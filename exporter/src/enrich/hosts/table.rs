@@ -1,5 +1,8 @@
 //! What one hosts file says: hosts(5).
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;

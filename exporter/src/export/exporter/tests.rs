@@ -1,5 +1,7 @@
 //! The exporter against a wire that answers as it is told, in virtual time.
 
+mod stop;
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +32,8 @@ struct FakeState {
     taken: AtomicUsize,
     /// How long an answer takes.
     delay: Duration,
+    /// How long it takes to find out that nobody is there.
+    missed_after: Duration,
     open: AtomicUsize,
     most_open: AtomicUsize,
 }
@@ -39,12 +43,21 @@ impl Fake {
         delay: Duration,
         say: impl FnMut(Duration, usize, usize) -> Answer + Send + 'static,
     ) -> Self {
+        Self::missed(Duration::ZERO, delay, say)
+    }
+
+    fn missed(
+        missed_after: Duration,
+        delay: Duration,
+        say: impl FnMut(Duration, usize, usize) -> Answer + Send + 'static,
+    ) -> Self {
         Self(Arc::new(FakeState {
             start: Instant::now(),
             say: Mutex::new(Box::new(say)),
             requests: Mutex::default(),
             taken: AtomicUsize::new(0),
             delay,
+            missed_after,
             open: AtomicUsize::new(0),
             most_open: AtomicUsize::new(0),
         }))
@@ -67,15 +80,19 @@ impl Fake {
 }
 
 impl Wire for Fake {
-    async fn send(&self, body: Bytes) -> Answer {
+    async fn send(&self, body: Bytes, hopeless: impl Future<Output = ()> + Send) -> Answer {
         let state = &*self.0;
         let open = state.open.fetch_add(1, Ordering::Relaxed) + 1;
         state.most_open.fetch_max(open, Ordering::Relaxed);
         let n: usize = wire::kinds(Signal::Logs, &body).unwrap().iter().map(|n| *n as usize).sum();
         let at = state.start.elapsed();
         state.requests.lock().unwrap().push((at, n));
-        tokio::time::sleep(state.delay).await;
         let answer = (state.say.lock().unwrap())(at, n, body.len());
+        if matches!(answer, Answer::Unreached { .. }) {
+            let _ = tokio::time::timeout(state.missed_after, hopeless).await;
+        } else {
+            tokio::time::sleep(state.delay).await;
+        }
         if let Answer::Taken { rejected, .. } = &answer {
             state
                 .taken
@@ -88,6 +105,10 @@ impl Wire for Fake {
 
 fn taken() -> Answer {
     Answer::Taken { rejected: 0, message: String::new() }
+}
+
+fn unreached() -> Answer {
+    Answer::Unreached { why: "refused".into() }
 }
 
 fn again(after: Option<u64>) -> Answer {
@@ -116,7 +137,7 @@ struct Site {
     ledger: Arc<Ledger>,
     output: Arc<OutputLedger>,
     health: Arc<Health>,
-    stop: watch::Sender<Option<DropCause>>,
+    ending: watch::Sender<Ending>,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
     live: Arc<Live<Fake>>,
 }
@@ -137,7 +158,7 @@ impl Site {
             let (queue, live) = (Arc::clone(&queue), Arc::clone(&live));
             tokio::spawn(spool_excess(Signal::Logs, queue, Arc::clone(spool), live))
         });
-        let (stop, stopping) = watch::channel(None);
+        let (ending, is_ending) = watch::channel(Ending::default());
         let exporter = Exporter {
             signal: Signal::Logs,
             queue: Arc::clone(&queue),
@@ -146,7 +167,8 @@ impl Site {
             live: Arc::clone(&live),
             health: Arc::clone(&health),
             gate: Gate::default(),
-            stop: stopping,
+            reach: Reach::default(),
+            ending: is_ending,
         };
         let encoded = RecordEncoder::new(Arc::new(Mapping::new(crate::config::Profile::Semconv)))
             .encode(&record(RecordKind::End));
@@ -157,7 +179,7 @@ impl Site {
             ledger,
             output,
             health,
-            stop,
+            ending,
             task: tokio::spawn(exporter.run()),
             live,
         }
@@ -332,7 +354,7 @@ async fn when_there_is_no_more_time_what_is_left_is_counted() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let end = site.output.of(RecordKind::End);
     assert_eq!((end.queued, end.unanswered), (25, 20));
-    site.stop.send_replace(Some(DropCause::Removed));
+    site.ending.send_replace(Ending::Now(DropCause::Removed));
     let output = Arc::clone(&site.output);
     site.task.await.unwrap().unwrap();
     assert_eq!(output.dropped(DropCause::Removed), 45);

@@ -12,6 +12,11 @@ impl Item for u32 {
         10
     }
 
+    /// From 1000 on, by thousands.
+    fn holder(&self) -> Holder {
+        u64::from(*self / 1000)
+    }
+
     fn size(&self) -> usize {
         *self as usize
     }
@@ -72,6 +77,43 @@ async fn a_batch_is_bounded_by_bytes_and_never_empty() {
         taken.held.settle(Ok(()));
     }
     assert_eq!(start.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn in_a_full_queue_whoever_has_most_waiting_gives_way() {
+    for limits in [records(10), Limits { records: MANY, bytes: 100 }] {
+        let q = queue(0);
+        q.limit(limits);
+        q.push(2000);
+        (1001..1100).for_each(|n| q.push(n));
+        assert_eq!(q.ledger().dropped(DropCause::QueueFull), 90);
+        for n in 2001..2010 {
+            assert!(!q.refuses(RecordKind::End, 2) || n > 2004, "{n}: it has half of it");
+            q.push(n);
+        }
+        assert!(q.refuses(RecordKind::End, 1), "it has its share");
+        // In the order in which they came, without those that gave way.
+        let want = [2000, 1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004];
+        let taken = take(&q, 3).await.unwrap();
+        assert_eq!(taken.items, want[..3]);
+        q.put_back(taken);
+        q.push(3001);
+        assert_eq!(q.ledger().of(RecordKind::End).queued, 10);
+        let left = export(&q, 20).await.unwrap();
+        assert_eq!(left.len(), 10);
+        assert!(left.contains(&3001) && left.contains(&2000), "{left:?}");
+        let end = q.ledger().of(RecordKind::End);
+        let lost: u64 = q.dropped().iter().map(|(_, n)| n).sum();
+        assert_eq!((end.exported, end.in_flight(), end.dropped_in_all()), (10, 0, lost));
+        assert!(!q.refuses(RecordKind::End, 1), "there is room again");
+        assert_eq!(export_all_of(&q).await, None);
+    }
+}
+
+/// What is left, without a wait.
+async fn export_all_of(q: &Queue<u32>) -> Option<Vec<u32>> {
+    q.close();
+    export(q, MANY).await
 }
 
 #[tokio::test]

@@ -53,6 +53,23 @@ pub(super) struct Gap {
     pub(super) tally: Tally,
 }
 
+impl Gap {
+    fn settled_inside(self, settled: &Settled) -> impl Iterator<Item = &Settlement> {
+        // What is past 32 bits was never settled, and nothing of this format stands there.
+        let at = |place: u64| u32::try_from(place).unwrap_or(u32::MAX);
+        let inside = at(self.offset)..at(self.end);
+        let end = inside.end;
+        settled.range(inside).map(|(_, it)| it).filter(move |it| it.end <= end)
+    }
+
+    /// What is lost with it and was not settled.
+    fn unsettled(self, settled: &Settled) -> Tally {
+        let left =
+            self.settled_inside(settled).try_fold(self.tally, |left, it| left.minus(it.tally));
+        left.unwrap_or_default()
+    }
+}
+
 /// What is in a segment.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
@@ -103,16 +120,16 @@ pub(super) fn scan<F: ReadAt + ?Sized>(file: &F, settled: &Settled) -> io::Resul
             scan.cut = Some(Gap { offset: at, end: length, tally: Tally::default() });
             return Ok(scan);
         };
-        if u64::from(header.offset) > at {
-            scan.gap(Gap { offset: at, end: u64::from(header.offset), tally: missing }, settled);
-        }
+        let gap = Gap { offset: at, end: u64::from(header.offset), tally: missing };
         if header.end() > length {
-            scan.cut = Some(Gap {
-                offset: u64::from(header.offset),
-                end: length,
-                tally: Tally::one(header.counts),
-            });
+            // With the gap before it, if there is one: behind that nothing would be left that could be read.
+            let tally = gap.unsettled(settled).plus(Tally::one(header.counts));
+            let tally = tally.unwrap_or_default();
+            scan.cut = Some(Gap { offset: at, end: length, tally });
             return Ok(scan);
+        }
+        if gap.end > at {
+            scan.gap(gap, settled);
         }
         if !header.is_end {
             scan.frame(file, &header, settled)?;
@@ -152,14 +169,10 @@ impl Scan {
 
     /// Notes a gap with what was not settled in it, unless there was nothing to be lost, or it was told.
     fn gap(&mut self, gap: Gap, settled: &Settled) {
-        // What is past 32 bits was never settled, and nothing of this format stands there.
-        let (Ok(offset), Ok(end)) = (u32::try_from(gap.offset), u32::try_from(gap.end)) else {
-            return;
-        };
-        let inside = || settled.range(offset..end).map(|(_, it)| it).filter(|it| it.end <= end);
-        let left = inside().try_fold(gap.tally, |left, it| left.minus(it.tally));
-        let tally = left.unwrap_or_default();
-        let is_told = inside().any(|it| (it.offset, it.end) == (offset, end));
+        let tally = gap.unsettled(settled);
+        let is_told = gap
+            .settled_inside(settled)
+            .any(|it| (u64::from(it.offset), u64::from(it.end)) == (gap.offset, gap.end));
         let is_settled = tally.frames == 0 && gap.tally.frames > 0;
         if !is_told && !is_settled {
             self.gaps.push(Gap { tally, ..gap });

@@ -1,4 +1,4 @@
-//! What became of one export request, in the four ways that the OTLP specification tells apart.
+//! What became of one export request: the four ways that the OTLP specification tells apart, and that nobody was there.
 
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ pub enum Answer {
         /// The pause that the receiver asks for, at most an hour. None: as the sender thinks fit.
         after: Option<Duration>,
         /// Status and message of the receiver, or what kept it from answering.
+        why: String,
+    },
+    /// No connection came about, TLS included, so the receiver has nothing of the request; the same may succeed later.
+    Unreached {
+        /// What was in the way.
         why: String,
     },
     /// The request is larger than the receiver takes: smaller ones may succeed.

@@ -1,6 +1,7 @@
 //! One request body to one receiver, and its answer.
 
 use std::error::Error;
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,7 @@ use http_body_util::{BodyExt as _, Collected, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
@@ -109,12 +111,24 @@ impl Client {
     /// requests may be on their way at once; each takes the receiver's timeout at most. Dropped before it
     /// is ready, it is unknown whether the receiver has the request.
     pub async fn send(&self, body: Bytes) -> Answer {
+        self.send_unless(body, std::future::pending()).await
+    }
+
+    /// As [`Self::send`]; but once `hopeless` is ready, a request that has no connection does not wait for one
+    /// any more.
+    pub async fn send_unless(&self, body: Bytes, hopeless: impl Future<Output = ()>) -> Answer {
         let Connections { generation, http } = self.0.connections().clone();
-        match timeout(self.0.timeout, self.0.exchange(&http, body)).await {
+        let mut connection = None;
+        let exchange = self.0.exchange(&http, body, hopeless, &mut connection);
+        match timeout(self.0.timeout, exchange).await {
             Ok(answer) => answer,
             Err(_) => {
                 self.0.abandon(generation);
-                Answer::again(format!("no answer within {:?}", self.0.timeout))
+                let why = format!("no answer within {:?}", self.0.timeout);
+                match connection {
+                    Some(connection) if !is_made(&connection) => Answer::Unreached { why },
+                    _ => Answer::again(why),
+                }
             }
         }
     }
@@ -136,14 +150,32 @@ impl Inner {
         }
     }
 
-    async fn exchange(&self, http: &HttpClient, body: Bytes) -> Answer {
-        let request = match self.request(body).await {
+    async fn exchange(
+        &self,
+        http: &HttpClient,
+        body: Bytes,
+        hopeless: impl Future<Output = ()>,
+        connection: &mut Option<CaptureConnection>,
+    ) -> Answer {
+        let mut request = match self.request(body).await {
             Ok(request) => request,
             Err(why) => return Answer::again(why),
         };
-        match http.request(request).await {
-            Ok(response) => self.interpret(response).await,
-            Err(error) => Answer::again(failure(&error)),
+        let connection = connection.insert(capture_connection(&mut request));
+        let answer = async {
+            match http.request(request).await {
+                Ok(response) => self.interpret(response).await,
+                // Its own connection, or that of another request which it waited for.
+                Err(error) if error.is_connect() => Answer::Unreached { why: failure(&error) },
+                Err(error) => Answer::again(failure(&error)),
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = unconnected(hopeless, connection) => {
+                Answer::Unreached { why: "no connection to it in time".into() }
+            }
         }
     }
 
@@ -201,6 +233,19 @@ impl Inner {
             otlp_http::interpret(self.signal, status, &headers, body, SystemTime::now())
         }
     }
+}
+
+/// Ready once there is no hope, where the request has no connection by then.
+async fn unconnected(hopeless: impl Future<Output = ()>, connection: &CaptureConnection) {
+    hopeless.await;
+    if is_made(connection) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Whether a request has a connection, secured where it must be.
+fn is_made(connection: &CaptureConnection) -> bool {
+    connection.connection_metadata().is_some()
 }
 
 /// Why there was no answer, with what to do about it where that is known.

@@ -58,6 +58,7 @@ pub(crate) fn check(given: &Given<'_>) {
             why
         }
         Answer::TooLarge { why } | Answer::Refused { why } => why,
+        Answer::Unreached { .. } => panic!("{given:?}: somebody answered"),
     };
     let is_taken = matches!(answer, Answer::Taken { .. });
     assert!(is_taken || !words.is_empty(), "{given:?}");

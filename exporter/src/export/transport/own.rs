@@ -57,6 +57,20 @@ impl OwnSockets {
         }
     }
 
+    /// Those whose ends are still to be seen, for the flowend that goes on.
+    pub fn all(&self) -> Vec<u64> {
+        let cookies = self.lock();
+        let mut all: Vec<u64> =
+            cookies.open.iter().chain(&cookies.failed).map(|(c, ())| *c).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Takes them in again.
+    pub fn take_in(&self, cookies: &[u64]) {
+        cookies.iter().for_each(|cookie| self.add(*cookie));
+    }
+
     /// Whether this is an own socket; it stays known as one.
     pub fn contains(&self, cookie: u64) -> bool {
         let cookies = self.lock();

@@ -7,11 +7,13 @@ use cases::cases;
 use script::{COOKIE, LISTENER, OUR_ISN, PEER_ISN, Script, incoming, out, v4};
 
 mod cases;
+mod fair;
 mod handshake;
 mod looks;
 mod opened;
 mod properties;
 mod script;
+mod unheard;
 
 fn ends(events: &[Event]) -> Vec<ConnectionEnd> {
     let mut table = table(100);
@@ -365,7 +367,7 @@ fn nothing_is_judged_before_losses_are_known() {
     // The RST was lost, as the counters say after this turn.
     table.tick(9_000_000_000, &mut keep(ends));
     assert!(ends.is_empty());
-    table.note_loss(3_000_000);
+    table.note_loss(None, 3_000_000);
     table.note_checked(9_000_000_000);
     table.tick(9_000_000_000, &mut keep(ends));
     assert_eq!(ends[0].reason, Reason::Vanished);
@@ -406,7 +408,7 @@ fn a_half_close_is_not_measured_from_a_fin_that_was_sent_before_unseen() {
     assert!(script.ends()[0].half_close_ns.is_some());
     let mut table = table(10);
     let mut ends = Vec::new();
-    table.note_loss(lost_ns);
+    table.note_loss(None, lost_ns);
     for event in &script.events {
         table.apply(event, &mut keep(&mut ends));
     }

@@ -119,54 +119,8 @@ proptest! {
             .zip(0..)
             .map(|(&(which, after_us), number)| connection(which, number, after_us))
             .collect();
-        // As they come out of the ring: late, twice, or not at all.
-        let mut arriving: Vec<(u64, Event)> = Vec::new();
-        let mut heard_of: HashSet<u64> = HashSet::new();
-        let mut lost_ns = Vec::new();
-        let mut fates = fates.iter().cycle();
-        for (script, _) in &connections {
-            for event in &script.events {
-                let fate = fates.next().copied().unwrap();
-                if fate.lost {
-                    lost_ns.push(time_of(event));
-                    continue;
-                }
-                if is_of(event, script.cookie) {
-                    heard_of.insert(script.cookie);
-                }
-                for _ in 0..=u8::from(fate.twice) {
-                    arriving.push((time_of(event) + fate.late_ns, *event));
-                }
-            }
-        }
-        arriving.sort_by_key(|(at, _)| *at);
-
-        let mut table = FlowTable::new(FlowSettings {
-            errors_reported: true,
-            ..FlowSettings::default()
-        });
-        let mut told = Vec::new();
-        let mut newest = 0;
-        for (at, event) in &arriving {
-            // The source says so before it hands out what came after the loss.
-            for lost in lost_ns.iter().filter(|lost| **lost <= *at) {
-                table.note_loss(*lost);
-            }
-            table.apply(event, &mut |event| told.push(event));
-            newest = newest.max(*at);
-        }
-        for lost in &lost_ns {
-            table.note_loss(*lost);
-        }
-        table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut |event| told.push(event));
-        // Two looks that find no socket.
-        for n in 1..=2 {
-            let at = newest + (n + 1) * UNEXPLAINED_NS;
-            let census = Census { begun_ns: at, done_ns: at, complete: true, ..Census::default() };
-            table.look(&census, &mut |event| told.push(event));
-        }
-        table.tick(newest + 10 * UNEXPLAINED_NS, &mut |event| told.push(event));
-        prop_assert!(table.is_empty());
+        let (arriving, lost_ns, heard_of) = arrivals(&connections, &fates);
+        let told = told(&arriving, &lost_ns, None);
 
         let ends = ends_of_opened(told);
         prop_assert!(ends.len() <= connections.len(), "somebody else's records: {ends:?}");
@@ -185,6 +139,95 @@ proptest! {
         }
         prop_assert!(!lost_ns.is_empty() || heard_of.len() == connections.len());
     }
+
+    #[test]
+    fn a_table_handed_over_at_any_moment_goes_on_as_if_nothing_had_been(
+        (picks, fates) in world(),
+        moment in any::<prop::sample::Index>(),
+    ) {
+        let connections: Vec<_> = picks
+            .iter()
+            .zip(0..)
+            .map(|(&(which, after_us), number)| connection(which, number, after_us))
+            .collect();
+        let (arriving, lost_ns, _) = arrivals(&connections, &fates);
+        let moment = moment.index(arriving.len() + 1);
+        let expected = told(&arriving, &lost_ns, None);
+        prop_assert_eq!(told(&arriving, &lost_ns, Some(moment)), expected);
+    }
+}
+
+/// What comes out of the ring: late, twice, or not at all. When each event comes, the times of those that were lost, and
+/// the sockets of which any event came.
+fn arrivals(
+    connections: &[(Script, cases::Verdict)],
+    fates: &[Fate],
+) -> (Vec<(u64, Event)>, Vec<u64>, HashSet<u64>) {
+    let mut arriving: Vec<(u64, Event)> = Vec::new();
+    let mut heard_of: HashSet<u64> = HashSet::new();
+    let mut lost_ns = Vec::new();
+    let mut fates = fates.iter().cycle();
+    for (script, _) in connections {
+        for event in &script.events {
+            let fate = fates.next().copied().unwrap();
+            if fate.lost {
+                lost_ns.push(time_of(event));
+                continue;
+            }
+            if is_of(event, script.cookie) {
+                heard_of.insert(script.cookie);
+            }
+            for _ in 0..=u8::from(fate.twice) {
+                arriving.push((time_of(event) + fate.late_ns, *event));
+            }
+        }
+    }
+    arriving.sort_by_key(|(at, _)| *at);
+    (arriving, lost_ns, heard_of)
+}
+
+/// What a table says of them, and of two looks afterwards that find no socket. Before the event with that number
+/// another table takes its place.
+fn told(arriving: &[(u64, Event)], lost_ns: &[u64], hand_over: Option<usize>) -> Vec<FlowEvent> {
+    let settings = FlowSettings { errors_reported: true, ..FlowSettings::default() };
+    let mut table = FlowTable::new(settings);
+    let mut told = Vec::new();
+    let mut newest = 0;
+    for (n, (at, event)) in arriving.iter().enumerate() {
+        if hand_over == Some(n) {
+            table = handed_over(table, settings);
+        }
+        // The source says so before it hands out what came after the loss.
+        for lost in lost_ns.iter().filter(|lost| **lost <= *at) {
+            table.note_loss(None, *lost);
+        }
+        table.apply(event, &mut |event| told.push(event));
+        newest = newest.max(*at);
+    }
+    if hand_over == Some(arriving.len()) {
+        table = handed_over(table, settings);
+    }
+    for lost in lost_ns {
+        table.note_loss(None, *lost);
+    }
+    table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut |event| told.push(event));
+    for n in 1..=2 {
+        let at = newest + (n + 1) * UNEXPLAINED_NS;
+        let census = Census { begun_ns: at, done_ns: at, complete: true, ..Census::default() };
+        table.look(&census, &mut |event| told.push(event));
+    }
+    table.tick(newest + 10 * UNEXPLAINED_NS, &mut |event| told.push(event));
+    assert!(table.is_empty());
+    told
+}
+
+/// The table of another process.
+fn handed_over(mut table: FlowTable, settings: FlowSettings) -> FlowTable {
+    let bytes = postcard::to_stdvec(&table.hand_over()).unwrap();
+    assert!(table.is_empty());
+    let mut next = FlowTable::new(settings);
+    next.take_in(postcard::from_bytes(&bytes).unwrap());
+    next
 }
 
 /// The ends, of which each connection was opened before: once, or once more with its cgroup.

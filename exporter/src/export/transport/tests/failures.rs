@@ -1,8 +1,13 @@
 //! What happens when nobody, or half a server, answers.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 use super::*;
+use deaf::Deaf;
+
+#[path = "../../../../testing/deaf.rs"]
+mod deaf;
 
 const BOTH: [Protocol; 2] = [Protocol::Grpc, Protocol::Http];
 
@@ -11,22 +16,22 @@ const SHORT: Duration = Duration::from_millis(300);
 const LONGER: Duration = Duration::from_secs(2);
 
 #[tokio::test]
-async fn a_refused_connection_is_tried_again_and_its_socket_is_known() {
+async fn a_refused_connection_is_known_for_one_and_so_is_its_socket() {
     for protocol in BOTH {
         // Bound and not listening: nobody else can get the port.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
         let client = client(Signal::Logs, &receiver(&format!("http://{address}"), protocol));
-        let why = again(client.send(Bytes::new()).await);
+        let why = unreached(client.send(Bytes::new()).await);
         assert!(why.contains(&address.to_string()) && why.contains("Connection refused"), "{why}");
     }
 }
 
 #[tokio::test]
-async fn a_name_without_an_address_is_tried_again() {
+async fn a_name_without_an_address_is_nobody() {
     let client = client(Signal::Logs, &receiver("http://nowhere.invalid:4317", Protocol::Grpc));
-    let why = again(client.send(Bytes::new()).await);
+    let why = unreached(client.send(Bytes::new()).await);
     assert!(why.contains("looking up nowhere.invalid: "), "{why}");
 }
 
@@ -64,11 +69,49 @@ async fn a_black_hole_takes_no_longer_than_the_timeout() {
             receiver.timeout = SHORT;
             receiver.tls = tls::authority().files(folder.path());
             let client = client(Signal::Logs, &receiver);
-            assert_eq!(
-                again(client.send(Bytes::from_static(b"x")).await),
-                "no answer within 300ms"
-            );
+            let answer = client.send(Bytes::from_static(b"x")).await;
+            // A connection that is not secured is none.
+            let why = if scheme == "https" { unreached(answer) } else { again(answer) };
+            assert_eq!(why, "no answer within 300ms");
         }
+    }
+}
+
+#[tokio::test]
+async fn without_hope_only_who_has_a_connection_waits_for_the_answer() {
+    for protocol in BOTH {
+        let (may_answer, wait) = watch::channel(false);
+        let server = Server::start(protocol, move |_| {
+            let mut wait = wait.clone();
+            async move {
+                wait.wait_for(|may| *may).await.unwrap();
+                match protocol {
+                    Protocol::Grpc => Reply::grpc(&()),
+                    Protocol::Http => Reply::new(200, &[], ""),
+                }
+            }
+        })
+        .await;
+        // It is lost when the server has the request, and before it answers.
+        let hope = async {
+            while server.seen().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            may_answer.send_replace(true);
+        };
+        let client = client(Signal::Logs, &server.receiver(protocol));
+        assert_eq!(client.send_unless(Bytes::from_static(b"x"), hope).await, taken());
+    }
+}
+
+#[tokio::test]
+async fn without_hope_nobody_waits_for_a_connection() {
+    let deaf = Deaf::new();
+    for protocol in BOTH {
+        let client = client(Signal::Logs, &receiver(&deaf.endpoint, protocol));
+        let lost = std::future::ready(());
+        let answer = client.send_unless(Bytes::from_static(b"x"), lost).await;
+        assert_eq!(unreached(answer), "no connection to it in time", "{protocol:?}");
     }
 }
 
@@ -168,8 +211,9 @@ async fn a_new_connection_follows_a_server_that_was_away() {
         assert_eq!(client.send(Bytes::new()).await, taken());
         first.abort();
         let _ = first.await;
-        let why = again(client.send(Bytes::new()).await);
-        assert!(!why.is_empty());
+        // Over the connection there was, or over none.
+        let away = client.send(Bytes::new()).await;
+        assert!(matches!(away, Answer::Again { .. } | Answer::Unreached { .. }), "{away:?}");
         let listener = listen_again(address).await;
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();

@@ -273,6 +273,24 @@ fn taken() -> Answer {
     Answer::Taken { rejected: 0, message: String::new() }
 }
 
+/// The words for what was in the way of a connection.
+#[track_caller]
+fn unreached(answer: Answer) -> String {
+    match answer {
+        Answer::Unreached { why } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The words of either: a side that refuses the other's certificate does so during the handshake or after it.
+#[track_caller]
+fn not_now(answer: Answer) -> String {
+    match answer {
+        Answer::Again { after: None, why } | Answer::Unreached { why } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The words of an answer that is to be tried again at the sender's own time.
 #[track_caller]
 fn again(answer: Answer) -> String {

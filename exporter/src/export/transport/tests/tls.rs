@@ -119,7 +119,7 @@ async fn a_receiver_is_trusted_if_its_authority_is() {
             match words {
                 None => assert_eq!(got, taken(), "{protocol:?}"),
                 Some(words) => {
-                    let why = again(got);
+                    let why = not_now(got);
                     assert!(why.contains(words), "{why}");
                 }
             }
@@ -134,11 +134,11 @@ async fn a_client_shows_its_certificate_where_it_is_asked_for() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
         let folder = tempfile::tempdir().unwrap();
         let mut files = ours.files(folder.path());
-        let why = again(answer(protocol, &server, Some(&clients), files.clone()).await);
+        let why = not_now(answer(protocol, &server, Some(&clients), files.clone()).await);
         assert!(!why.is_empty());
         // Of an authority that the server does not know.
         files.client = Some(ours.issue("flowend", false).files(folder.path()));
-        let why = again(answer(protocol, &server, Some(&clients), files.clone()).await);
+        let why = not_now(answer(protocol, &server, Some(&clients), files.clone()).await);
         assert!(!why.is_empty());
         files.client = Some(clients.issue("flowend", false).files(folder.path()));
         assert_eq!(answer(protocol, &server, Some(&clients), files.clone()).await, taken());
@@ -153,7 +153,7 @@ async fn a_server_that_does_not_speak_tls_is_told() {
     let endpoint = format!("https://127.0.0.1:{}", server.port);
     let mut receiver = receiver(&endpoint, Protocol::Http);
     receiver.tls = authority().files(folder.path());
-    let why = again(client(Signal::Logs, &receiver).send(Bytes::new()).await);
+    let why = not_now(client(Signal::Logs, &receiver).send(Bytes::new()).await);
     assert!(why.contains("is the endpoint http:// rather than https://?"), "{why}");
 }
 
