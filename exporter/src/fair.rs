@@ -2,7 +2,7 @@
 //!
 //! Tables and queues are shared by all cgroups, and one of them may have more to put in than all others together.
 //! When there is no room, whoever holds its share or more gives way itself; whoever holds less takes the room from
-//! the one that holds most. So a flood displaces its own.
+//! the one that holds most, unless the two would only change places by that. So a flood displaces its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -88,7 +88,9 @@ impl<K: Eq + Hash + Copy> Shares<K> {
             let most = self.held.iter().max_by_key(|(holder, held)| (held.len(), **holder));
             self.largest = *most?.0;
         }
-        Some(self.largest)
+        // Where the places cannot be divided evenly, one holder has one more than another, and may keep it.
+        let would_change_places = own > 0 && self.count(self.largest) <= own + 1;
+        Some(if would_change_places { newcomer } else { self.largest })
     }
 
     /// What a holder misses least: the oldest of those that are spare, else the oldest of all. It stays.
@@ -146,6 +148,16 @@ impl<K: Eq + Hash + Copy, V> Table<K, V> {
     pub fn spare(&mut self, key: K) {
         if let Some((holder, _)) = self.entries.get(&key) {
             self.shares.spare(*holder, key);
+        }
+    }
+
+    /// This entry is in use: it becomes the youngest of its holder. While there is much room that does not matter.
+    pub fn touch(&mut self, key: K) {
+        if self.entries.len() > self.limit / 2
+            && let Some((holder, _)) = self.entries.get(&key)
+        {
+            self.shares.remove(*holder, &key);
+            self.shares.add(*holder, key);
         }
     }
 
@@ -315,6 +327,20 @@ mod tests {
         // Two that ask for ever more stay where they are.
         fill(&mut shares, 90, &[1, 3], 1000);
         assert_eq!([1, 2, 3].map(|holder| shares.count(holder)), [30, 30, 30]);
+    }
+
+    #[test]
+    fn those_that_ask_for_ever_more_settle_where_the_places_cannot_be_divided() {
+        let mut shares = Shares::default();
+        fill(&mut shares, 100, &[1, 2, 3], 100);
+        let settled = [1, 2, 3].map(|holder| shares.count(holder));
+        assert!(settled.iter().all(|held| (33..=34).contains(held)), "{settled:?}");
+        for holder in [1, 2, 3].repeat(10) {
+            assert_eq!(shares.gives_way(holder), Some(holder));
+        }
+        // A fourth gets its share all the same.
+        fill(&mut shares, 100, &[4], 100);
+        assert_eq!([1, 2, 3, 4].map(|holder| shares.count(holder)), [25; 4]);
     }
 
     #[test]

@@ -19,7 +19,9 @@ use crate::enrich::{
 use crate::exclude::Excluded;
 use crate::export::{OwnSockets, Sinks};
 use crate::fair::{Losses, LossesByName};
-use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, KeptFlows, Opened};
+use crate::flow::{
+    ConnectionEnd, FlowEvent, FlowSettings, FlowTable, KeptFlows, LostOf, Opened,
+};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::look::Look;
@@ -156,10 +158,9 @@ impl Pipeline {
         self.flows.note_checked(at_ns);
     }
 
-    /// Says that the ring lost events, at the latest at `at_ns`: of this cgroup or network
-    /// namespace, or of anybody.
-    pub fn note_loss(&mut self, holder: Option<u64>, at_ns: u64) {
-        self.flows.note_loss(holder, at_ns);
+    /// Says that events were lost, at the latest at `at_ns`.
+    pub fn note_loss(&mut self, of: LostOf, at_ns: u64) {
+        self.flows.note_loss(of, at_ns);
     }
 
     /// Says until when establishments may go unheard.
@@ -319,7 +320,7 @@ impl Stages {
         };
         let process = self.processes.of(&end);
         if kind == RecordKind::End {
-            self.processes.ended(end.cookie);
+            self.processes.ended(&end);
         }
         if is_own_socket || self.is_own_process(&end, process.as_ref()) {
             self.ledger.of(kind).filtered_self.add(1);

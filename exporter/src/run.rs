@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use flowend_probe_types::{LOST_SLOTS, SKIPPED_SLOTS};
+use flowend_probe_types::{ERRORS_PER_SECOND, EventKind, LOST_SLOTS, SKIPPED_SLOTS};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -44,6 +44,9 @@ const MAX_PATHS: usize = 65_536;
 
 /// A progress comes with the first look after it is due: so many looks in one interval.
 const PROGRESS_LOOKS: u32 = 10;
+
+/// What a ring still holds that others go on filling is read for so long at the end.
+const LAST_READ: Duration = Duration::from_secs(1);
 
 /// Lost events are complained about at most this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -328,8 +331,12 @@ impl Sidecar {
         let _ = watching.await;
         let going_on = self.going_on.as_ref();
         let stopped = hand_over(going_on, &mut self.pipeline, &self.source, &self.ids_key);
-        if self.going_on.is_none() {
-            while read(&mut self.source, &mut self.pipeline, &mut targets) {}
+        if stopped.is_none() {
+            // Where pinned programs go on, and nothing could be kept, it may never be empty.
+            let begun = Instant::now();
+            while read(&mut self.source, &mut self.pipeline, &mut targets)
+                && (self.going_on.is_none() || begun.elapsed() < LAST_READ)
+            {}
         }
         match &stopped {
             Some(_) => self.pipeline.close(),
@@ -342,9 +349,6 @@ impl Sidecar {
         }
         let deadline = Instant::now() + self.shutdown_timeout;
         let outputs = self.outputs.finish(tokio::time::sleep_until(deadline)).await;
-        if let Some(stopped) = stopped {
-            stopped.add_own(&self.own);
-        }
         said.drops.report(&outputs);
         // Last, since it tells what became of everything else.
         let told = {
@@ -353,6 +357,10 @@ impl Sidecar {
             self.control.finish(&moment, &outputs)
         };
         let _ = tokio::time::timeout_at(deadline, told).await;
+        // That of the metrics is one of them.
+        if let Some(stopped) = stopped {
+            stopped.add_own(&self.own);
+        }
         for output in &outputs {
             for line in Line::all(&self.ledger, output) {
                 info!("{line}");
@@ -444,7 +452,7 @@ fn read(
     // Before the ring is read: what happened by then is in it, or was lost.
     let now = clock::boot_ns();
     // Dated after the counters were read: it was lost before.
-    source.lost_since_last(|holder| pipeline.note_loss(holder, clock::boot_ns()));
+    source.lost_since_last(|of| pipeline.note_loss(of, clock::boot_ns()));
     pipeline.note_checked(now);
     let drained = source.drain(|item| pipeline.item(item, offset));
     if drained == Drained::Empty {
@@ -497,8 +505,21 @@ impl Health {
             losses: pipeline.losses(source.losses()),
             drops: self.drops.report(&outputs.ledgers()),
         };
-        if let Some(lost) = grown(LOST_SLOTS, now.lost, self.lost) {
+        // Those of error reports have a limit of their own.
+        let error = EventKind::Error.lost_slot() as usize;
+        let but_errors = |lost: [u64; LOST_SLOTS.len()]| {
+            std::array::from_fn::<_, { LOST_SLOTS.len() }, _>(|n| if n == error { 0 } else { lost[n] })
+        };
+        if let Some(lost) = grown(LOST_SLOTS, but_errors(now.lost), but_errors(self.lost)) {
             warn!("the ring was full: events lost: {lost}; raise ring.bytes");
+        }
+        let errors = now.lost[error].saturating_sub(self.lost[error]);
+        if errors > 0 {
+            warn!(
+                "{errors} error reports were lost, of sockets anywhere on this machine: there were more than \
+                 {ERRORS_PER_SECOND} in a second on one CPU, or the ring was full. Of a connection that only an error \
+                 report explains, the reason is `vanished`"
+            );
         }
         let losers = now.losses.since(&self.losses);
         if !losers.is_empty() {

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::fair::Losses;
+use crate::flow::{LostOf, UNEXPLAINED_NS};
 use crate::probe::{Accounts, Asleep, Lost, Pollable, Ring, Skipped, register};
 use losses::LossBook;
 
@@ -21,6 +22,9 @@ const MAX_DRAIN: usize = 8_192;
 /// Once the ring has been empty for so long, the timer rests, and the programs wake whoever reads: fifty wakes a
 /// second would be most of what an idle flowend costs.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+/// By then all is judged that waits for what its CLOSE leaves open, with some to spare.
+const LONG_IDLE_AFTER: Duration = Duration::from_nanos(2 * UNEXPLAINED_NS);
 
 /// A rest takes no longer than this: what time alone brings about, such as a handshake that is given up, still
 /// has to be found.
@@ -90,6 +94,11 @@ impl Turns {
     /// Whether nothing has come for so long that the timer may rest.
     fn is_idle(&self, now: Instant) -> bool {
         now.duration_since(self.news) >= IDLE_AFTER
+    }
+
+    /// Whether no verdict waits for what comes late any more, and the last turn found nothing.
+    fn is_long_idle(&self, now: Instant) -> bool {
+        self.found_nothing && now.duration_since(self.news) >= LONG_IDLE_AFTER
     }
 
     /// Until when a rest takes at most, with a timer of that interval.
@@ -187,12 +196,13 @@ impl RingSource {
         self.lost.read()
     }
 
-    /// Tells of whose connections events were lost since this was asked last: of those of cgroups and network
-    /// namespaces ([`flowend_probe_types::Account`]), or of anybody's where that cannot be told. Events that only name things do not count: processes and DNS messages.
-    pub fn lost_since_last(&mut self, whose: impl FnMut(Option<u64>)) {
-        // Nothing is lost but by a ring that is in use. This one was empty when it was last read, that was after the
-        // counters, and it is empty now: whatever had filled it since would still be there.
-        if self.turns.found_nothing && !has_data(self.ring.get_ref().0.as_fd()) {
+    /// Tells of whose connections events were lost since this was asked last. Events that only name things do not
+    /// count: processes and DNS messages.
+    pub fn lost_since_last(&mut self, whose: impl FnMut(LostOf)) {
+        // An event of a connection is not lost but by a ring that is in use. This one was empty when it was last read,
+        // that was after the counters, and it is empty now: whatever had filled it since would still be there. Error
+        // reports are lost past their budget, too, and matter for as long as a verdict waits for one.
+        if self.turns.is_long_idle(Instant::now()) && !has_data(self.ring.get_ref().0.as_fd()) {
             return;
         }
         let lost = self.lost();
@@ -247,8 +257,12 @@ mod tests {
         // Reading what is not there is no news.
         turns.note(ms(1500), true);
         assert!(turns.is_idle(ms(1500)));
+        assert!(!turns.is_long_idle(ms(1999)) && turns.is_long_idle(ms(2000)));
         turns.note(ms(1700), false);
         assert!(!turns.is_idle(ms(2699)) && turns.is_idle(ms(2700)));
+        assert!(!turns.is_long_idle(ms(3800)), "something was found");
+        turns.note(ms(3600), true);
+        assert!(!turns.is_long_idle(ms(3699)) && turns.is_long_idle(ms(3700)));
     }
 
     #[tokio::test(start_paused = true)]

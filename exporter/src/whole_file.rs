@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -69,7 +69,8 @@ pub(crate) fn contents(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, U
 /// place is replaced and not followed.
 ///
 /// # Errors
-/// Of the system; [`io::ErrorKind::IsADirectory`] where the path names no file. What was there before is still there.
+/// Of the system; [`io::ErrorKind::IsADirectory`] where the path names no file. What was there before is still there, and
+/// so is what is no file at all: a device, say.
 pub(crate) fn replace<T>(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<T>,
@@ -79,6 +80,11 @@ pub(crate) fn replace<T>(
         _ => Path::new("."),
     };
     let beside = beside(path).ok_or(io::ErrorKind::IsADirectory)?;
+    if let Some(kind) = other_kind(path)? {
+        let is_folder = kind == A_FOLDER;
+        let error = if is_folder { io::ErrorKind::IsADirectory } else { io::ErrorKind::AlreadyExists };
+        return Err(io::Error::new(error, format!("it is {kind}, no file")));
+    }
     let result = fill_new(&beside, fill).and_then(|outcome| {
         std::fs::rename(&beside, path)?;
         // The name, too, is to survive a power cut.
@@ -90,6 +96,24 @@ pub(crate) fn replace<T>(
         let _ = std::fs::remove_file(&beside);
     }
     result
+}
+
+const A_FOLDER: &str = "a folder";
+
+/// What is there that is neither a file nor a symbolic link, in words, if it is something else.
+pub(crate) fn other_kind(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(match kind {
+        _ if kind.is_file() || kind.is_symlink() => None,
+        _ if kind.is_dir() => Some(A_FOLDER),
+        _ if kind.is_fifo() => Some("a pipe"),
+        _ if kind.is_socket() => Some("a socket"),
+        _ => Some("a device"),
+    })
 }
 
 fn fill_new<T>(beside: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {

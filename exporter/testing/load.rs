@@ -1,13 +1,14 @@
 //! Connections as fast as they can be opened and closed, each as planned (plan.rs).
 //!
 //! `load FOLDER NETNS server THREADS`: joins the cgroup and the network namespace, says `ok` and serves until it is killed.
-//! `load FOLDER NETNS client THREADS ROUND CONNECTIONS`: makes them, and is done.
+//! `load FOLDER NETNS client THREADS ROUND FROM TO`: makes those of these numbers, and is done.
 
 #[path = "plan.rs"]
 mod plan;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, atomic};
 
@@ -28,8 +29,8 @@ fn main() -> Outcome {
     let (done, outcomes) = channel();
     let threads = match rest {
         ["server", threads] => serve(threads.parse()?, &done)?,
-        ["client", threads, round, connections] => {
-            connect(threads.parse()?, round.parse()?, connections.parse()?, &done)
+        ["client", threads, round, from, to] => {
+            connect(threads.parse()?, round.parse()?, from.parse()?..to.parse()?, &done)
         }
         _ => return Err("see load.rs".into()),
     };
@@ -68,16 +69,16 @@ fn answer(mut stream: TcpStream, peer: SocketAddr) -> Outcome {
     if planned.client_closes() { end_of_stream(stream) } else { Ok(()) }
 }
 
-/// Threads that connect, until `connections` have been made.
-fn connect(threads: usize, round: u8, connections: u32, done: &Sender<Outcome>) -> usize {
-    let next = Arc::new(atomic::AtomicU32::new(0));
+/// Threads that connect, until the connections of these numbers have been made.
+fn connect(threads: usize, round: u8, numbers: Range<u32>, done: &Sender<Outcome>) -> usize {
+    let next = Arc::new(atomic::AtomicU32::new(numbers.start));
     for _ in 0..threads {
         let (next, done) = (Arc::clone(&next), done.clone());
         std::thread::spawn(move || {
             let mut outcome = Ok(());
             while outcome.is_ok() {
                 let number = next.fetch_add(1, atomic::Ordering::Relaxed);
-                if number >= connections {
+                if number >= numbers.end {
                     break;
                 }
                 outcome = ask(Planned { round, number });

@@ -138,7 +138,8 @@ pub const LOST_SLOTS: [&str; 7] =
 /// Bytes are counted in two parts, so that no clock is needed: what was written since `START`, a position of
 /// the ring, and what was written in the part before it. Once all before `START` is read, the parts move on; once the
 /// event at `LAST` is read, nothing waits.
-/// Their sum is never less than what waits of this cgroup.
+/// Their sum is about what waits of this cgroup: more where a part of it is read already, less by what it wrote before it
+/// had an account, and by what a DNS message leaves empty of its room.
 #[derive(Clone, Copy, Debug)]
 pub struct Account;
 
@@ -306,6 +307,10 @@ pub struct TcpEvent {
     /// (tcp_keepidle + tcp_keepintvl * tcp_keepcnt); 0 where it is off or the kernel does not tell.
     pub keepalive_ms: u32,
 }
+
+/// Error reports of one CPU in about one second that the probe lets through. The tracepoint is the whole machine's: a
+/// port scanner in a container that nobody watches must not fill the ring.
+pub const ERRORS_PER_SECOND: u64 = 10_000;
 
 /// An error that the kernel reported to a TCP socket. It names no cookie: addresses, ports and the time
 /// tell the socket.

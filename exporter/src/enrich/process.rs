@@ -129,7 +129,11 @@ impl Processes {
     pub fn of(&mut self, end: &ConnectionEnd) -> Option<Process> {
         // The listener first: an accepted socket is never connected, but a cookie is asked for once.
         match end.listener {
-            Some(listener) => self.bound.get(&listener).cloned(),
+            Some(listener) => {
+                // Not to be forgotten for what is bound and not used again: a client's port, say.
+                self.bound.touch(listener);
+                self.bound.get(&listener).cloned()
+            }
             None => {
                 let connected = self.by_cookie.get(&end.cookie).cloned();
                 connected.or_else(|| self.bound.get(&end.cookie).cloned())
@@ -139,8 +143,12 @@ impl Processes {
 
     /// A connection of this socket has ended. Its process is forgotten before those of open ones, and not at once: the
     /// next connect() of the same socket may have been told already.
-    pub fn ended(&mut self, cookie: u64) {
-        self.by_cookie.spare(cookie);
+    pub fn ended(&mut self, end: &ConnectionEnd) {
+        // The cookie of a failed handshake is the listener's.
+        if !end.is_of_listener() {
+            self.by_cookie.spare(end.cookie);
+            self.bound.spare(end.cookie);
+        }
     }
 
     /// Whether this is flowend's own process. Only where pids can be compared.
@@ -165,6 +173,8 @@ pub fn is_in_initial_pid_namespace() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encode::tests::record;
+    use crate::record::RecordKind;
     use std::collections::HashMap;
 
     #[test]
@@ -193,7 +203,7 @@ mod tests {
             let event = ProcessEvent { cookie, pid: 1, cgroup_id: 5, ..ProcessEvent::default() };
             processes.observe(EventKind::Connect, &event);
             if has_ended {
-                processes.ended(cookie);
+                processes.ended(&ConnectionEnd { cookie, ..record(RecordKind::End).end });
             }
         };
         connect(1, false);
@@ -206,6 +216,37 @@ mod tests {
         let known: Vec<u64> =
             (1..23).filter(|cookie| processes.by_cookie.get(cookie).is_some()).collect();
         assert_eq!(known, [1, 20, 22]);
+    }
+
+    /// A client that binds a port for each of its connections, in the listener's cgroup.
+    #[test]
+    fn a_listener_that_is_in_use_is_not_forgotten() {
+        let listener = 1;
+        let accepted = ConnectionEnd { listener: Some(listener), ..record(RecordKind::End).end };
+        let failed = ConnectionEnd { cookie: listener, ..accepted.clone() };
+        for in_use in [true, false] {
+            let mut processes = Processes::new(8);
+            for cookie in [listener].into_iter().chain(10..100) {
+                let event = ProcessEvent { cookie, pid: 1, cgroup_id: 5, ..Default::default() };
+                processes.observe(EventKind::Bind, &event);
+                if in_use && cookie % 4 == 0 {
+                    assert!(processes.of(&accepted).is_some(), "{cookie}");
+                    processes.ended(&accepted);
+                    processes.ended(&failed);
+                }
+            }
+            assert_eq!(processes.of(&accepted).is_some(), in_use);
+        }
+        // Nor is one of which there is no news, where those connections have ended.
+        let mut processes = Processes::new(8);
+        for cookie in [listener].into_iter().chain(10..100) {
+            let event = ProcessEvent { cookie, pid: 1, cgroup_id: 5, ..Default::default() };
+            processes.observe(EventKind::Bind, &event);
+            if cookie != listener {
+                processes.ended(&ConnectionEnd { cookie, ..record(RecordKind::End).end });
+            }
+        }
+        assert!(processes.of(&accepted).is_some());
     }
 
     #[test]

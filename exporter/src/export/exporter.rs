@@ -5,6 +5,7 @@
 //! refused for good.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tracing::error;
 
 use super::health::Health;
 use super::queue::{Limits, Queue, Taken};
-use super::reach::{LAST_TRY, Reach};
+use super::reach::{LAST_CONNECTION, LAST_TRY, Reach};
 use super::retry::{Gate, jittered};
 use super::spooled::{Spooled, Unspooled};
 use super::transport::{Answer, Client};
@@ -240,11 +241,18 @@ impl<W: Wire> Exporter<W> {
                 () = self.leaving() => return Fate::Left(piece),
             }
             let current = self.live.get();
+            let was_missed = self.reach.was_missed();
+            let is_late = AtomicBool::new(false);
+            let hopeless = async {
+                self.hopeless(was_missed).await;
+                is_late.store(true, Ordering::Relaxed);
+            };
             let answer = tokio::select! {
-                answer = current.wire.send(piece.body.clone(), self.hopeless()) => answer,
+                answer = current.wire.send(piece.body.clone(), hopeless) => answer,
                 () = self.stopped() => return Fate::Left(piece),
             };
-            self.reach.note(&answer, self.queue.is_closed());
+            let is_last = was_missed && self.queue.is_closed();
+            self.reach.note(&answer, is_last || is_late.load(Ordering::Relaxed));
             let is_missed = matches!(answer, Answer::Unreached { .. });
             let n = piece.held.len();
             let (after, why) = match answer {
@@ -359,15 +367,12 @@ impl<W: Wire> Exporter<W> {
         }
     }
 
-    /// Ready when a request should not wait for a connection any more: flowend stops, the receiver could not be
-    /// reached the last time, and cannot be now.
-    async fn hopeless(&self) {
+    /// Ready when a request should not wait for a connection any more: flowend stops, and there was time for one.
+    async fn hopeless(&self, was_missed: bool) {
         self.queue.closed().await;
         tokio::select! {
             () = self.reach.given_up() => {}
-            () = tokio::time::sleep(LAST_TRY) => if !self.reach.is_missed() {
-                self.reach.given_up().await;
-            }
+            () = tokio::time::sleep(if was_missed { LAST_TRY } else { LAST_CONNECTION }) => {}
         }
     }
 }

@@ -109,6 +109,9 @@ pub struct Taken<T> {
     pub held: Held,
 }
 
+/// Places of records that gave way which are not worth the work of going through the queue.
+const PLACES: usize = 64;
+
 const NEVER: Limits = Limits { records: usize::MAX, bytes: usize::MAX };
 
 impl<T> Inner<T> {
@@ -178,7 +181,20 @@ impl<T: Item> Inner<T> {
         let number = shares.youngest(loser)?;
         let item = items.get_mut((number - *first) as usize)?.take()?;
         self.left(&item, number);
+        self.compact();
         Some(item)
+    }
+
+    /// The places of those that gave way are not to be more than those that are there, and then some.
+    fn compact(&mut self) {
+        while let Some(None) = self.items.back() {
+            self.items.pop_back();
+        }
+        if self.items.len() > 2 * self.len + PLACES {
+            self.items.retain(Option::is_some);
+            // They are numbered anew.
+            (self.shares, self.first) = (None, 0);
+        }
     }
 }
 

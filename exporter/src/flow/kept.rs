@@ -19,11 +19,11 @@ pub struct KeptFlows {
     /// The one idle for longest first.
     pub(super) connections: Vec<Connection>,
     pub(super) embryos: KeptEmbryos,
-    pub(super) errors: Vec<(Endpoint, Endpoint, Reported)>,
+    pub(super) errors: KeptErrors,
     /// By the span that they wait, ns.
     pub(super) closing: Vec<(u64, Vec<Due>)>,
     pub(super) concluded: KeptConcluded,
-    pub(super) lost_ns: u64,
+    pub(super) lost: KeptLost,
     pub(super) look_at_ns: Option<u64>,
     pub(super) generation: u64,
 }
@@ -33,6 +33,20 @@ pub struct KeptFlows {
 pub(super) struct KeptEmbryos {
     pub(super) by_isn: Vec<(u32, Vec<Embryo>)>,
     pub(super) due: Vec<(u64, u32)>,
+}
+
+/// Errors of pairs of endpoints, the oldest first, and the time of the newest that is not among them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct KeptErrors {
+    pub(super) latest: Vec<(Endpoint, Endpoint, Reported)>,
+    pub(super) forgotten_ns: u64,
+}
+
+/// Until when events were lost: of anybody's connections, and of those of a cgroup or network namespace.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct KeptLost {
+    pub(super) of_anybody_ns: u64,
+    pub(super) of: Vec<(u64, u64)>,
 }
 
 /// Connections that were reported, the younger generation first: each with when its newest was.

@@ -5,6 +5,19 @@
 use flowend_probe_types::Account;
 use hashlink::LruCache;
 
+use super::kept::KeptLost;
+
+/// Whose events were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LostOf {
+    /// Nobody can tell.
+    Anybody,
+    /// A cgroup's, or a network namespace's, as the probe's accounts have them ([`Account`]).
+    Holder(u64),
+    /// Error reports, which tell of no holder: of anybody's connections, but of those only that nothing else explains.
+    Errors,
+}
+
 /// Cgroups and namespaces told apart; one that lost events longest ago gives way, and then everybody may have lost them.
 const HOLDERS: usize = 4096;
 
@@ -42,10 +55,18 @@ impl Lost {
         }
     }
 
-    /// When events were lost last, of whomever.
-    pub(super) fn latest_ns(&self) -> u64 {
-        let [of_any_cgroup, of_any_netns] = self.latest_ns;
-        self.of_anybody_ns.max(of_any_cgroup).max(of_any_netns)
+    /// Hands over what is known.
+    pub(super) fn hand_over(&self) -> KeptLost {
+        let of = self.of.iter().map(|(holder, at_ns)| (*holder, *at_ns)).collect();
+        KeptLost { of_anybody_ns: self.of_anybody_ns, of }
+    }
+
+    /// Takes it in.
+    pub(super) fn take_in(&mut self, kept: KeptLost) {
+        self.note(None, kept.of_anybody_ns);
+        for (holder, at_ns) in kept.of {
+            self.note(Some(holder), at_ns);
+        }
     }
 
     /// Until when events of a connection may have been lost, given its cgroup and the cookie of its namespace;
@@ -94,6 +115,18 @@ mod tests {
         lost.note(Some(Account::NETNS | 7), 50);
         let until = [(7, 3), (7, 7), (7, 0), (0, 3)].map(|(c, n)| lost.until_ns(c, n));
         assert_eq!(until, [0, 50, 50, 0]);
+    }
+
+    #[test]
+    fn what_is_handed_over_is_each_holders_own() {
+        let mut lost = Lost::new();
+        lost.note(Some(7), 50);
+        lost.note(Some(8), 60);
+        lost.note(None, 45);
+        let mut next = Lost::new();
+        next.take_in(lost.hand_over());
+        assert_eq!(until_ns(&next, [0, 7, 8, 9]), until_ns(&lost, [0, 7, 8, 9]));
+        assert_eq!(until_ns(&next, [7, 8, 9]), [50, 60, 45]);
     }
 
     #[test]

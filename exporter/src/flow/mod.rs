@@ -35,6 +35,7 @@ pub use end::{ConnectionEnd, Counters, Direction, Endpoint, Isns, Opened, Reason
 use errors::Errors;
 pub use kept::KeptFlows;
 use lost::Lost;
+pub use lost::LostOf;
 pub use reorder::REORDER_NS;
 use reorder::Reorder;
 use verdict::Context;
@@ -245,7 +246,7 @@ impl FlowTable {
             errors: self.errors.hand_over(),
             closing: self.closing.hand_over(),
             concluded: self.concluded.hand_over(),
-            lost_ns: self.lost.latest_ns(),
+            lost: self.lost.hand_over(),
             look_at_ns: self.look_at_ns,
             generation: self.generation,
         }
@@ -261,7 +262,7 @@ impl FlowTable {
             errors,
             closing,
             concluded,
-            lost_ns,
+            lost,
             look_at_ns,
             generation,
         } = kept;
@@ -280,15 +281,20 @@ impl FlowTable {
         self.errors.take_in(errors);
         self.closing.take_in(closing);
         self.concluded.take_in(concluded);
-        self.lost.note(None, lost_ns);
+        self.lost.take_in(lost);
         self.look_at_ns = look_at_ns;
         self.generation = generation;
     }
 
-    /// Says that events were lost, at the latest at `at_ns`: of connections of this holder, a cgroup or a network
-    /// namespace as the probe's accounts have them, or of anybody's. What is not seen proves nothing for those.
-    pub fn note_loss(&mut self, holder: Option<u64>, at_ns: u64) {
-        self.lost.note(holder, at_ns);
+    /// Says that events were lost, at the latest at `at_ns`. What is not seen proves nothing for the connections that
+    /// they may have been of.
+    pub fn note_loss(&mut self, of: LostOf, at_ns: u64) {
+        match of {
+            LostOf::Anybody => self.lost.note(None, at_ns),
+            LostOf::Holder(holder) => self.lost.note(Some(holder), at_ns),
+            // Of a connection that ends by an error alone; its CLOSE is seen all the same.
+            LostOf::Errors => return self.errors.note_loss(at_ns),
+        }
         // What was lost may have been an end, or a beginning.
         self.want_look(at_ns);
     }
@@ -520,7 +526,8 @@ impl FlowTable {
             let Some(holder) = self.shares.gives_way(cgroup_id) else { return };
             let Some(cookie) = self.shares.oldest(holder) else { return };
             if self.connections.get(&cookie).is_some_and(|oldest| oldest.settling().is_some()) {
-                self.conclude(cookie, out);
+                // What was still to come is as good as lost.
+                self.conclude_with(cookie, u64::MAX, out);
             } else {
                 self.shares.remove(holder, &cookie);
                 self.connections.remove(&cookie);
@@ -542,6 +549,11 @@ impl FlowTable {
     }
 
     fn conclude(&mut self, cookie: u64, out: &mut impl FnMut(FlowEvent)) {
+        self.conclude_with(cookie, 0, out);
+    }
+
+    /// Where events may be missing until `missing_ns`, beside those that the ring lost.
+    fn conclude_with(&mut self, cookie: u64, missing_ns: u64, out: &mut impl FnMut(FlowEvent)) {
         let Some(connection) = self.connections.remove(&cookie) else { return };
         self.shares.remove(connection.cgroup_id, &cookie);
         self.concluded.insert(cookie, self.reorder.newest_ns());
@@ -549,16 +561,19 @@ impl FlowTable {
         let closed_ns = connection.closed.map(|closed| closed.time_ns).or(rst_ns);
         let ends = (connection.local, connection.remote);
         let error = match closed_ns {
-            Some(at_ns) => self.errors.of(ends, at_ns),
+            Some(at_ns) => self.errors.of(ends, connection.syn_ns.unwrap_or(0), at_ns),
             // Where CLOSE is not seen, the error is what tells of it.
             None => self.errors.since(ends, connection.last_ns()),
         };
-        let lost_ns = self.lost.until_ns(connection.cgroup_id, connection.netns);
+        let lost_ns = self.lost.until_ns(connection.cgroup_id, connection.netns).max(missing_ns);
+        let error_forgotten = error.is_none()
+            && self.errors.may_have_forgotten(closed_ns.unwrap_or_else(|| connection.last_ns()));
         let context = Context {
             lossy: may_have_lost_events(&connection, lost_ns),
             lost_ns,
             error: error.map(|e| e.errno),
             error_ns: error.map(|e| e.time_ns),
+            error_forgotten,
             errors_reported: self.settings.errors_reported,
         };
         out(FlowEvent::End(verdict::conclude(&connection, &context)));

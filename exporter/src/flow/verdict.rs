@@ -15,6 +15,10 @@ use super::{errors, zeek};
 /// An RST past a gap is what closed the socket only when CLOSE followed within this time, ns.
 const PAST_A_GAP_NS: u64 = 10_000_000;
 
+/// How much less than its time the silence may take after which keepalive gives up, ns: the kernel counts jiffies,
+/// which take up to 10 ms and stand still with the virtual CPU that advances them.
+const JIFFIES_NS: u64 = 100_000_000;
+
 /// What is known beside the connection's own events.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Context {
@@ -26,6 +30,8 @@ pub(super) struct Context {
     pub(super) error: Option<u16>,
     /// When the kernel reported it.
     pub(super) error_ns: Option<u64>,
+    /// It may have been reported, but there were too many others.
+    pub(super) error_forgotten: bool,
     /// Whether the kernel reports errors at all.
     pub(super) errors_reported: bool,
 }
@@ -220,7 +226,7 @@ const fn attempt(c: &Connection, refused: bool, context: &Context) -> Reason {
         // A timeout may carry the ICMP error that came before it; its own event may be lost, or nothing tells it.
         Some(_) if context.lossy || c.closed.is_none() => Reason::Vanished,
         Some(_) => Reason::Unreachable,
-        None if context.lossy || c.closed.is_none() => Reason::Vanished,
+        None if context.lossy || context.error_forgotten || c.closed.is_none() => Reason::Vanished,
         None => Reason::Aborted,
     }
 }
@@ -234,14 +240,17 @@ fn own_reset(c: &Connection, rst: &Sent, context: &Context) -> Reason {
     let silence_ns = c.closed.map_or(0, |closed| u64::from(closed.keepalive_ms) * 1_000_000);
     // Since its establishment at the longest: where keepalive gave up, that long nothing came.
     let open_ns = rst.time_ns.saturating_sub(c.first_seen_ns);
-    let old_enough = open_ns >= silence_ns || c.syn_ns.is_none();
+    let old_enough = open_ns.saturating_add(JIFFIES_NS) >= silence_ns || c.syn_ns.is_none();
     let keepalive = rst.is_idle && old_enough && (silence_ns > 0 || c.closed.is_none());
+    let report_lost = context.errors_reported && (context.lossy || context.error_forgotten);
     match context.error {
         Some(errors::ABORTED) => Reason::Aborted,
         Some(_) => Reason::Timeout,
-        // The report is lost, and either is possible.
-        None if context.lossy && context.errors_reported && keepalive => Reason::Vanished,
-        None if keepalive && silence_ns > 0 && !context.errors_reported => Reason::Timeout,
+        // Either is possible.
+        None if report_lost && keepalive => Reason::Vanished,
+        // The application may have taken the error before it could be reported: SO_ERROR asks for no lock
+        // (net/core/sock.c, sk_getsockopt), and since 6.10 CLOSE comes first (net/ipv4/tcp.c, tcp_done_with_error).
+        None if keepalive && silence_ns > 0 => Reason::Timeout,
         None => Reason::Aborted,
     }
 }

@@ -8,6 +8,7 @@ use super::state::{self, State, StateError};
 use crate::cgroup::Paths;
 use crate::clock;
 use crate::export::OwnSockets;
+use crate::flow::LostOf;
 use crate::ids::Ids;
 use crate::pipeline::Pipeline;
 use crate::probe::Pinned;
@@ -62,7 +63,7 @@ impl GoingOn {
 
     /// What somebody read who is dead may be missing of any connection so far.
     fn without(pipeline: &mut Pipeline) {
-        pipeline.note_loss(None, clock::boot_ns());
+        pipeline.note_loss(LostOf::Anybody, clock::boot_ns());
     }
 
     /// Keeps all that is known for the next one. From here on nothing is read from the ring.

@@ -16,6 +16,7 @@ pub use state::{STATE_VERSION, State, StateError};
 
 use crate::config::Settings;
 use crate::probe::{PinError, Pins, TakenDown};
+use crate::whole_file;
 
 /// The pins that `flowend run` goes on with, if it is to have any. Where it is not, and a flowend before left some, they
 /// are taken down: nobody would ever read that ring.
@@ -35,6 +36,13 @@ pub fn pins(settings: &Settings) -> anyhow::Result<Option<Pins>> {
                 pinning.state.display()
             )
         })?;
+        if let Some(kind) = whole_file::other_kind(&pinning.state).unwrap_or_default() {
+            anyhow::bail!(
+                "key `pin_state`: {} is {kind}; name a file that flowend may make and replace, in a folder that is there \
+                 over a restart",
+                pinning.state.display()
+            );
+        }
         return Ok(Some(Pins::open(&pinning.folder)?));
     }
     match Pins::existing(&pinning.folder) {
@@ -60,7 +68,7 @@ pub fn pins(settings: &Settings) -> anyhow::Result<Option<Pins>> {
 /// Where one runs, or the folder is not to be believed.
 pub fn unpin(settings: &Settings) -> anyhow::Result<()> {
     let pinning = &settings.pinning;
-    let words = match Pins::existing(&pinning.folder)? {
+    let words = match Pins::to_take_down(&pinning.folder)? {
         Some(mut pins) => {
             let down = pins.take_down();
             state::discard(&pinning.state);

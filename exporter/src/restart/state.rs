@@ -134,12 +134,13 @@ pub(super) fn write(path: &Path, ring: u32, state: &State) -> Result<(), StateEr
 /// Reads what was known where the ring `ring` was read to, and removes the file. `None` where there is none.
 ///
 /// # Errors
-/// [`StateError::Unusable`]. A damaged file is set aside.
+/// [`StateError::Unusable`]. A file that is not what it should be is set aside; what is none, or cannot be read now, stays.
 pub(super) fn take(path: &Path, ring: u32) -> Result<Option<State>, StateError> {
     let unusable = |reason, to| StateError::Unusable { path: path.to_owned(), reason, to };
     let bytes = match whole_file::contents(path, MAX_BYTES) {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return Ok(None),
+        Err(unfit @ (Unfit::Io(_) | Unfit::NotAFile)) => return Err(unusable(unfit.into(), None)),
         Err(unfit) => return Err(unusable(unfit.into(), set_aside(path))),
     };
     let here = here(ring).map_err(|error| unusable(Reason::Io(error), None))?;

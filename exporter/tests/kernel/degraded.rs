@@ -1,6 +1,8 @@
 //! flowend without one of its programs: because the configuration says so, and because somebody else's program
 //! takes no other beside it. What is told is true, and what is missing is what docs/kernels.md says.
 
+use std::collections::BTreeMap;
+
 use aya::programs::SockOps;
 use flowend::probe::{Optional, Probe};
 
@@ -56,18 +58,23 @@ fn ends(flowend: &Flowend, conns: &[Conn]) -> Vec<[Line; 2]> {
 
 /// That the one cgroup has a program in this state, and all the other programs in `others`.
 fn assert_state(flowend: &Flowend, program: Optional, state: &str, others: &str) {
-    let metrics = scrape(port(flowend));
-    let count = |labels: &str| sum(&metrics, "flowend_probe_cgroups", labels);
-    for optional in Optional::ALL {
+    let port = port(flowend);
+    let is_so = |metrics: &BTreeMap<String, u64>, optional: Optional| {
+        let count = |labels: &str| sum(metrics, "flowend_probe_cgroups", labels);
         let want = if optional == program { state } else { others };
         let label = format!(r#"program="{}""#, optional.as_str());
-        assert_eq!(count(&label), 1, "{optional:?}: {metrics:?}");
+        let in_state = || count(&format!(r#"{label},state="{want}""#)) == 1;
         // Not every machine has tracefs mounted.
-        if optional == program || optional != Optional::Errors {
-            let in_state = count(&format!(r#"{label},state="{want}""#));
-            assert_eq!(in_state, 1, "{optional:?} is not {want}: {metrics:?}");
-        }
-    }
+        count(&label) == 1 && ((optional == Optional::Errors && optional != program) || in_state())
+    };
+    // It is told a moment after it is said.
+    wait_until(
+        || {
+            let metrics = scrape(port);
+            Optional::ALL.into_iter().all(|optional| is_so(&metrics, optional))
+        },
+        || format!("{program:?} is not {state}, or others not {others}: {:?}", scrape(port)),
+    );
 }
 
 /// Ends without sockops: all is true, both are in one trace, and only what sockops counts is absent.

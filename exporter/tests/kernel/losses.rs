@@ -268,7 +268,7 @@ fn under_a_load_past_the_ring_no_record_is_double_or_wrong() {
     let servers = [0, 1].map(|n| serve(&arena.cgroup, &arena.netns[n]));
     let clients = [0, 1].map(|n| {
         let round = n.to_string();
-        let args = ["client", "4", &round, &CONNECTIONS.to_string()];
+        let args = ["client", "4", &round, "0", &CONNECTIONS.to_string()];
         super::support::Killed(load(&arena.cgroup, &arena.netns[n], &args))
     });
     arena.end(&mut close);

@@ -45,9 +45,13 @@ fn links(flowend: &Flowend) -> Vec<String> {
 
 /// Detaches the programs of this cgroup, and waits until a recheck has found that: then the next is minutes away.
 fn have_it_recheck(flowend: &Flowend, cgroup: &Cgroup) {
-    for id in links(flowend) {
-        super::support::run("bpftool", &["link", "detach", "id", &id]);
-    }
+    // At once: between two of them a recheck may come, after which nothing else is looked at for minutes, and which lets go
+    // of what was not detached yet.
+    let batch: String =
+        links(flowend).iter().map(|id| format!("link detach id {id}\n")).collect();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, batch.as_bytes()).unwrap();
+    super::support::run("bpftool", &["batch", "file", &file.path().to_string_lossy()]);
     let found = format!("cgroup {}: somebody detached flowend's programs", cgroup.name);
     flowend.wait_for_message(&found);
 }

@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 
 use super::support::{Cgroup, Flowend, Killed, Netns, can_run};
+use super::telemetry;
 use plan::{Planned, SERVER};
 
 const ROUNDS: u8 = 2;
@@ -25,8 +26,12 @@ const THREADS: &str = "8";
 /// Connections of each round, unless TEST_CONNECTIONS says more.
 const CONNECTIONS: u32 = 1_500;
 
-/// Room for 60,000 connections with about 14 events each, less what the shares of the two cgroups leave of it: a thread that
-/// reads beside fifteen others that are busy, on two cores, falls behind by seconds.
+/// Connections made in one go. The next ones wait until flowend has seen the ends of those before these: what is asked is
+/// whether an end is lost or wrong, and not whether a thread that reads beside fifteen others that are busy, on
+/// two cores, can keep up with them.
+const PART: u32 = 10_000;
+
+/// Room for two parts and more, with about 14 events for each connection, in what the shares of the two cgroups leave of it.
 const RING_BYTES: u64 = 1 << 27;
 
 /// The default of flows.max.
@@ -230,11 +235,32 @@ fn memory_bound_kb(queue_records: u64) -> u64 {
     (64 << 10) + (RING_BYTES >> 10) + MAX_FLOWS / 10 + queue_records * RECORD_BYTES / 1000
 }
 
-/// Both rounds. What has come is taken in meanwhile, so that it does not pile up in the receiver.
-async fn make_connections(clients: &Cgroup, netns: &Netns, tally: &mut Tally, receiver: &Receiver) {
-    for round in 0..ROUNDS {
-        let (round, connections) = (round.to_string(), tally.connections.to_string());
-        let mut client = Killed(load(clients, netns, &["client", THREADS, &round, &connections]));
+/// Both rounds, in parts. What has come is taken in meanwhile, so that it does not pile up in the receiver.
+async fn make_connections(
+    (clients, netns): (&Cgroup, &Netns),
+    flowend: &Flowend,
+    tally: &mut Tally,
+    receiver: &Receiver,
+) {
+    let port = telemetry::port(flowend);
+    let seen = || {
+        let now = tokio::task::block_in_place(|| telemetry::scrape(port));
+        telemetry::sum(&now, "flowend_ends_seen_total", "")
+    };
+    let (mut started, mut last) = (0_u64, Instant::now());
+    let parts = (0..tally.connections).step_by(PART as usize);
+    for (round, from) in (0..ROUNDS).flat_map(|round| parts.clone().map(move |from| (round, from))) {
+        let to = tally.connections.min(from + PART);
+        while seen() + u64::from(2 * PART) < 2 * started {
+            assert!(last.elapsed() < QUIET, "flowend sees no ends any more: {}", flowend.stderr());
+            tally.take(receiver);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        last = Instant::now();
+        started += u64::from(to - from);
+        let (number, from, to) = (round.to_string(), from.to_string(), to.to_string());
+        let args = ["client", THREADS, &number, &from, &to];
+        let mut client = Killed(load(clients, netns, &args));
         let status = loop {
             if let Some(status) = client.0.try_wait().expect("wait") {
                 break status;
@@ -277,6 +303,7 @@ async fn every_end_under_stress_is_reported_once_and_truly() {
         // that also make the connections and decode the records can read and encode as fast.
         "--set",
         &format!("ring.bytes={RING_BYTES}"),
+        "--set=telemetry.listen=127.0.0.1:0",
         "--set",
         &format!("export.queue_records={ends}"),
         "--set",
@@ -286,7 +313,7 @@ async fn every_end_under_stress_is_reported_once_and_truly() {
 
     let mut tally = Tally::new(connections);
     let start = Instant::now();
-    make_connections(&clients, &netns, &mut tally, &receiver).await;
+    make_connections((&clients, &netns), &flowend, &mut tally, &receiver).await;
     let rate = f64::from(ends / 2) / start.elapsed().as_secs_f64();
     take_the_rest(&mut tally, &receiver).await;
     let (peak, bound) = (peak_kb(flowend.pid()), memory_bound_kb(ends.into()));

@@ -12,7 +12,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
     programs::TracePointContext,
 };
-use flowend_probe_types::{Addr, ERROR_FIELDS, ErrorEvent, EventKind};
+use flowend_probe_types::{Addr, ERROR_FIELDS, ERRORS_PER_SECOND, ErrorEvent, EventKind};
 
 use crate::ring::{count_lost, reserve};
 
@@ -57,10 +57,6 @@ fn report(ctx: &TracePointContext) {
     }
 }
 
-/// Error reports of one CPU in one second. The tracepoint is the whole machine's: a port scanner in a
-/// container that nobody watches must not fill the ring.
-const PER_SECOND: u64 = 10_000;
-
 /// The second, as the high bits of the time, and the reports in it.
 #[map]
 static ERROR_BUDGET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
@@ -77,7 +73,7 @@ fn is_within_budget(time_ns: u64) -> bool {
             (*budget)[1] = 0;
         }
         (*budget)[1] += 1;
-        (*budget)[1] <= PER_SECOND
+        (*budget)[1] <= ERRORS_PER_SECOND
     }
 }
 

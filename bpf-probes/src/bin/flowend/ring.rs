@@ -49,8 +49,8 @@ pub fn count_skipped(skip: Skip) {
     if let Some(slot) = skip.slot()
         && let Some(count) = SKIPPED.get_ptr_mut(slot)
     {
-        // SAFETY: as in `count_lost`.
-        unsafe { *count += 1 };
+        // As in `count_lost`.
+        add(count, 0, 1);
     }
 }
 
@@ -232,16 +232,15 @@ fn count_lost_of(holder: u64, kind: EventKind, claim: Claim) {
 #[inline(always)]
 pub fn count_lost(kind: EventKind) {
     if let Some(count) = LOST.get_ptr_mut(kind.lost_slot()) {
-        // SAFETY: a per-CPU slot, and programs of one CPU do not interrupt each other here; should
-        // one do so, the count is one short and nothing else happens.
-        unsafe { *count += 1 };
+        // Of this CPU alone; but a program that sends may be interrupted by one that receives.
+        add(count, 0, 1);
     }
 }
 
 /// Whether user space sleeps; only the first who asks is told so, since one wake-up is enough.
 ///
-/// User space says that it sleeps and looks into the ring after that, so whatever it did not see was reserved
-/// later, and finds the flag set.
+/// User space says that it sleeps and looks into the ring after that, so whatever it did not see was, as a rule, reserved
+/// later, and finds the flag set. Two CPUs may see the two in another order: such an event waits until the rest is over.
 #[inline(always)]
 fn found_asleep() -> bool {
     let Some(asleep) = ASLEEP.get_ptr_mut(0) else { return false };

@@ -110,6 +110,28 @@ async fn in_a_full_queue_whoever_has_most_waiting_gives_way() {
     }
 }
 
+/// As long as nobody takes anything out, what gave way must not leave its place behind.
+#[tokio::test]
+async fn a_full_queue_does_not_grow_by_what_gives_way() {
+    for holders in [2, 3, 500] {
+        let q = queue(101);
+        for n in 0..50_000 {
+            q.push(n % holders * 1000 + 1 + n % 7);
+            let inner = q.lock();
+            assert!(inner.items.len() <= 2 * 101 + PLACES, "{} places", inner.items.len());
+            assert!(inner.len <= 101);
+        }
+        let end = q.ledger().of(RecordKind::End);
+        assert_eq!((end.queued, end.dropped_in_all()), (101, 50_000 - 101), "{holders}");
+        q.close();
+        let mut left = 0;
+        while let Some(items) = export(&q, MANY).await {
+            left += items.len();
+        }
+        assert_eq!(left, 101, "{holders}");
+    }
+}
+
 /// What is left, without a wait.
 async fn export_all_of(q: &Queue<u32>) -> Option<Vec<u32>> {
     q.close();

@@ -123,6 +123,22 @@ fn a_syn_flood_forgets_its_own_handshakes() {
 }
 
 #[test]
+fn what_a_full_table_judges_before_its_time_is_judged_with_care() {
+    // Of what the application sends after its close(), the RST comes a moment later.
+    let closing = Script { cookie: 1, ..out() }
+        .established()
+        .fin_out(TcpState::FinWait1)
+        .closed(TcpState::FinWait2);
+    let (mut table, mut ends) = (table(1), Vec::new());
+    apply(&mut table, &closing, &mut ends);
+    let next = Script { cookie: 2, ..out() }.after(2_000).established();
+    apply(&mut table, &next, &mut ends);
+    table.tick(SECOND, &mut keep(&mut ends));
+    assert_eq!(ends.iter().map(|end| end.reason).collect::<Vec<_>>(), [Reason::Vanished]);
+    assert_eq!(closing.ends()[0].reason, Reason::Fin);
+}
+
+#[test]
 fn failed_handshakes_of_one_cgroup_do_not_use_up_anothers_records() {
     let settings =
         FlowSettings { max: 1000, handshakes_failed_per_second: 3, ..FlowSettings::default() };
@@ -145,9 +161,11 @@ fn failed_handshakes_of_one_cgroup_do_not_use_up_anothers_records() {
 fn what_one_cgroup_lost_makes_no_other_doubtful() {
     // A refusal whose RST was not seen: without a loss the attempt was aborted.
     for (lost, want) in [
-        (None, Reason::Vanished),
-        (Some(QUIET), Reason::Vanished),
-        (Some(HOSTILE), Reason::Aborted),
+        (LostOf::Anybody, Reason::Vanished),
+        (LostOf::Holder(QUIET), Reason::Vanished),
+        (LostOf::Holder(HOSTILE), Reason::Aborted),
+        // A network that answered by ICMP would have explained it.
+        (LostOf::Errors, Reason::Vanished),
     ] {
         let (mut table, mut ends) = (table(10), Vec::new());
         apply(&mut table, &out().syn_out().closed(TcpState::SynSent), &mut ends);

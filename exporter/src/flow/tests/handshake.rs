@@ -102,7 +102,7 @@ fn a_flood_is_a_counter_and_not_a_flood() {
 fn where_events_were_lost_no_handshake_is_said_to_have_failed() {
     let mut table = table(10);
     let script = attempt(7, 1_000, &[0]);
-    table.note_loss(None, 1_000_000);
+    table.note_loss(LostOf::Anybody, 1_000_000);
     assert!(ends_by(&mut table, &script, 2 * HANDSHAKE_NS).is_empty());
     assert_eq!(table.stats().embryos_unfinished, 1);
 }

@@ -154,7 +154,7 @@ fn in_a_deserted_namespace_only_what_may_have_ended_unseen_is_given_up() {
         }
         apply(&mut table, &script, ends);
         if lost_ns > 0 {
-            table.note_loss(None, lost_ns);
+            table.note_loss(LostOf::Anybody, lost_ns);
         }
         for at_s in [30, 31] {
             let deserted = HashSet::from([5]);

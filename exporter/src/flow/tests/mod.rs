@@ -1,6 +1,8 @@
 //! The state machine on events as the kernel gives them.
 
-use flowend_probe_types::{ACK, Event, EventKind, FIN, PSH, RST, SYN, TcpEvent, TcpState};
+use flowend_probe_types::{
+    ACK, Addr, ErrorEvent, Event, EventKind, FIN, PSH, RST, SYN, TcpEvent, TcpState,
+};
 
 use super::*;
 use cases::cases;
@@ -367,7 +369,7 @@ fn nothing_is_judged_before_losses_are_known() {
     // The RST was lost, as the counters say after this turn.
     table.tick(9_000_000_000, &mut keep(ends));
     assert!(ends.is_empty());
-    table.note_loss(None, 3_000_000);
+    table.note_loss(LostOf::Anybody, 3_000_000);
     table.note_checked(9_000_000_000);
     table.tick(9_000_000_000, &mut keep(ends));
     assert_eq!(ends[0].reason, Reason::Vanished);
@@ -381,20 +383,83 @@ fn a_connection_takes_no_more_memory_than_the_documents_say() {
     assert!(in_the_table <= 700, "{in_the_table} bytes");
 }
 
+/// Reset by the own kernel, and closed.
+fn reset_by_the_kernel(keepalive_ms: u32) -> Script {
+    let s = out().established().after(9_000_000).out(RST | ACK, TcpState::Established);
+    s.closed_with_keepalive(TcpState::Established, keepalive_ms)
+}
+
+/// The reasons that a table gives that gets error reports, too, and these events.
+fn reasons_with_reports(events: impl IntoIterator<Item = Event>) -> Vec<Reason> {
+    let mut table =
+        FlowTable::new(FlowSettings { errors_reported: true, ..FlowSettings::default() });
+    let mut ends = Vec::new();
+    for event in events {
+        table.apply(&event, &mut keep(&mut ends));
+    }
+    table.finish(&mut keep(&mut ends));
+    ends.iter().map(|end| end.reason).collect()
+}
+
 #[test]
 fn an_error_report_may_come_late() {
-    let s = out().established().after(9_000_000).out(RST | ACK, TcpState::Established);
-    let s = s.closed_with_keepalive(TcpState::Established, 3_000);
+    let s = reset_by_the_kernel(0);
     assert_eq!(due(&s), UNEXPLAINED_NS);
-    for (after_us, reason) in [(300_000, Reason::Timeout), (700_000, Reason::Aborted)] {
-        let mut table =
-            FlowTable::new(FlowSettings { errors_reported: true, ..FlowSettings::default() });
-        let mut ends = Vec::new();
-        for event in s.clone().after(after_us).error(110).events {
-            table.apply(&event, &mut keep(&mut ends));
-        }
-        table.finish(&mut keep(&mut ends));
-        assert_eq!(ends[0].reason, reason, "{after_us} us");
+    for (after_us, reason) in [(900_000, Reason::Timeout), (1_100_000, Reason::Aborted)] {
+        let events = s.clone().after(after_us).error(110).events;
+        assert_eq!(reasons_with_reports(events), [reason], "{after_us} us");
+    }
+}
+
+/// The application may take the error first, and a virtual CPU may stand still with the kernel's jiffies.
+#[test]
+fn keepalive_is_told_by_the_options_where_no_report_comes() {
+    for (keepalive_ms, reason) in
+        [(3_000, Reason::Timeout), (9_050, Reason::Timeout), (9_200, Reason::Aborted)]
+    {
+        let events = reset_by_the_kernel(keepalive_ms).events;
+        assert_eq!(reasons_with_reports(events), [reason], "{keepalive_ms} ms");
+    }
+}
+
+/// Of a client with a port of its own that tries again.
+#[test]
+fn an_error_of_the_attempt_before_is_not_the_next_ones() {
+    let first = out().syn_out().closed(TcpState::SynSent).error(113);
+    let second = Script { cookie: 77, ..out() }.after(100_000).syn_out().closed(TcpState::SynSent);
+    let later = second.clone().error(113);
+    for (second, want) in [
+        (second, [Reason::Unreachable, Reason::Aborted]),
+        (later, [Reason::Unreachable, Reason::Unreachable]),
+    ] {
+        let events = first.events.iter().chain(&second.events).copied();
+        assert_eq!(reasons_with_reports(events), want);
+    }
+}
+
+/// Error reports are of the whole machine: a port scan that nobody watches brings thousands.
+#[test]
+fn other_errors_do_not_change_what_is_told_of_a_connection() {
+    let attempt = out().syn_out().closed(TcpState::SynSent);
+    let s = reset_by_the_kernel(0).error(110);
+    let of_others = |count: usize| {
+        let Some(Event::Error(report)) = s.events.last().copied() else { unreachable!() };
+        (0..count).map(move |n| {
+            let addr = Addr::v4(u32::try_from(n).unwrap().to_be());
+            Event::Error(ErrorEvent { remote: addr, error: 111, ..report })
+        })
+    };
+    let limit = errors::LIMIT;
+    for (script, others, reason) in [
+        (&s, limit - 1, Reason::Timeout),
+        // Its own is forgotten, and without keepalive nothing else explains the RST.
+        (&s, limit, Reason::Aborted),
+        (&attempt, limit, Reason::Aborted),
+        (&attempt, limit + 1, Reason::Vanished),
+        (&reset_by_the_kernel(3_000), limit + 1, Reason::Vanished),
+    ] {
+        let events = script.events.iter().copied().chain(of_others(others));
+        assert_eq!(reasons_with_reports(events), [reason], "{others} others");
     }
 }
 
@@ -408,7 +473,7 @@ fn a_half_close_is_not_measured_from_a_fin_that_was_sent_before_unseen() {
     assert!(script.ends()[0].half_close_ns.is_some());
     let mut table = table(10);
     let mut ends = Vec::new();
-    table.note_loss(None, lost_ns);
+    table.note_loss(LostOf::Anybody, lost_ns);
     for event in &script.events {
         table.apply(event, &mut keep(&mut ends));
     }

@@ -199,7 +199,7 @@ fn told(arriving: &[(u64, Event)], lost_ns: &[u64], hand_over: Option<usize>) ->
         }
         // The source says so before it hands out what came after the loss.
         for lost in lost_ns.iter().filter(|lost| **lost <= *at) {
-            table.note_loss(None, *lost);
+            table.note_loss(LostOf::Anybody, *lost);
         }
         table.apply(event, &mut |event| told.push(event));
         newest = newest.max(*at);
@@ -208,7 +208,7 @@ fn told(arriving: &[(u64, Event)], lost_ns: &[u64], hand_over: Option<usize>) ->
         table = handed_over(table, settings);
     }
     for lost in lost_ns {
-        table.note_loss(None, *lost);
+        table.note_loss(LostOf::Anybody, *lost);
     }
     table.tick(newest + UNEXPLAINED_NS + REORDER_NS, &mut |event| told.push(event));
     for n in 1..=2 {

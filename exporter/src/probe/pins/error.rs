@@ -28,8 +28,8 @@ pub enum PinError {
     },
     /// Another user could exchange what is in it.
     #[error(
-        "key `pin_folder`: {} {what}, who could exchange the programs in it; remove it, or give it to the user that \
-         flowend runs as, with mode 700", folder.display()
+        "key `pin_folder`: {} {what}, who could exchange the programs in it; run flowend as the user whose folder it is, or \
+         remove it, or give it to root with mode 700", folder.display()
     )]
     Unsafe {
         /// As configured.

