@@ -19,9 +19,7 @@ use crate::enrich::{
 use crate::exclude::Excluded;
 use crate::export::{OwnSockets, Sinks};
 use crate::fair::{Losses, LossesByName};
-use crate::flow::{
-    ConnectionEnd, FlowEvent, FlowSettings, FlowTable, KeptFlows, LostOf, Opened,
-};
+use crate::flow::{ConnectionEnd, FlowEvent, FlowSettings, FlowTable, KeptFlows, LostOf, Opened};
 use crate::ids::Ids;
 use crate::ledger::Ledger;
 use crate::look::Look;

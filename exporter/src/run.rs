@@ -508,7 +508,9 @@ impl Health {
         // Those of error reports have a limit of their own.
         let error = EventKind::Error.lost_slot() as usize;
         let but_errors = |lost: [u64; LOST_SLOTS.len()]| {
-            std::array::from_fn::<_, { LOST_SLOTS.len() }, _>(|n| if n == error { 0 } else { lost[n] })
+            std::array::from_fn::<_, { LOST_SLOTS.len() }, _>(
+                |n| if n == error { 0 } else { lost[n] },
+            )
         };
         if let Some(lost) = grown(LOST_SLOTS, but_errors(now.lost), but_errors(self.lost)) {
             warn!("the ring was full: events lost: {lost}; raise ring.bytes");

@@ -82,7 +82,8 @@ pub(crate) fn replace<T>(
     let beside = beside(path).ok_or(io::ErrorKind::IsADirectory)?;
     if let Some(kind) = other_kind(path)? {
         let is_folder = kind == A_FOLDER;
-        let error = if is_folder { io::ErrorKind::IsADirectory } else { io::ErrorKind::AlreadyExists };
+        let error =
+            if is_folder { io::ErrorKind::IsADirectory } else { io::ErrorKind::AlreadyExists };
         return Err(io::Error::new(error, format!("it is {kind}, no file")));
     }
     let result = fill_new(&beside, fill).and_then(|outcome| {

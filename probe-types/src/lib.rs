@@ -12,7 +12,8 @@ mod packet;
 
 pub use event::{
     Account, Addr, Claim, DNS_ROOM, DecodeError, DnsEvent, ERROR_FIELDS, ERROR_FORMAT,
-    ERRORS_PER_SECOND, ErrorEvent, ErrorFields, Event, EventKind, LOST_SLOTS, ProcessEvent, RingItem, TcpEvent, TcpState,
+    ERRORS_PER_SECOND, ErrorEvent, ErrorFields, Event, EventKind, LOST_SLOTS, ProcessEvent,
+    RingItem, TcpEvent, TcpState,
 };
 pub use packet::{
     ACK, Datagram, FIN, IPPROTO_TCP, IPPROTO_UDP, Network, PSH, PacketBytes, RST, SKIPPED_SLOTS,

@@ -14,7 +14,7 @@ const SIZES: [u64; 3] = [10_000, 100_000, 1_000_000];
 /// A day of 580 ends a second.
 const ENDS: u64 = 50_000_000;
 
-const CGROUPS: u32 = 10_000;
+const CGROUPS: [u32; 3] = [100, 1_000, 10_000];
 const MINUTE: Duration = Duration::from_secs(60);
 /// There at a time.
 const ALIVE: u32 = 100;
@@ -22,7 +22,7 @@ const ALIVE: u32 = 100;
 pub(crate) fn run() -> anyhow::Result<()> {
     let built = bench::build()?;
     table(&built.join("examples/scale"))?;
-    cgroups(&built.join("flowend"))?;
+    cgroups_by_size(&built.join("flowend"))?;
     ends(&built.join("examples/scale"))
 }
 
@@ -74,8 +74,45 @@ fn ends(scale: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cgroups that come and go while flowend watches the folder that they are in.
-fn cgroups(flowend: &Path) -> anyhow::Result<()> {
+/// What became of cgroups that came and went.
+struct Churn {
+    attached: usize,
+    /// CPU of a core, percent: of who makes and removes them, and of flowend.
+    own: f64,
+    flowend: f64,
+    /// Resident before, right after, and once the links are gone, MB.
+    memory: [f64; 3],
+    /// At the same moments.
+    links: [usize; 3],
+}
+
+fn cgroups_by_size(flowend: &Path) -> anyhow::Result<()> {
+    println!("\ncgroups that come and go in {} s, {ALIVE} there at a time", MINUTE.as_secs());
+    println!(
+        "{:>8} {:>9} {:>20} {:>17} {:>7} {:>24} {:>20}",
+        "cgroups",
+        "attached",
+        "% of core, baseline",
+        "% of core, flowend",
+        "ratio",
+        "MB: before after settled",
+        "links"
+    );
+    for size in CGROUPS {
+        let Churn { attached, own, flowend, memory: [before, after, settled], links } =
+            cgroups(flowend, size)?;
+        println!(
+            "{size:8} {attached:9} {own:20.1} {flowend:18.1} {:7.2} {before:10.1} {after:6.1} {settled:6.1} {:>20}",
+            flowend / own,
+            format!("{} {} {}", links[0], links[1], links[2])
+        );
+        ensure!(links[2] <= links[0], "{} links were left over", links[2] - links[0]);
+    }
+    Ok(())
+}
+
+/// As many come and go in a minute while flowend watches the folder that they are in.
+fn cgroups(flowend: &Path, size: u32) -> anyhow::Result<Churn> {
     let folder = Folder::new("scale")?;
     folder.child("stays")?;
     let settings = [
@@ -84,43 +121,34 @@ fn cgroups(flowend: &Path) -> anyhow::Result<()> {
         "otlp.endpoint=http://127.0.0.1:9".into(),
     ];
     let running = Flowend::start(flowend, &settings)?;
-    let (links, memory) = (running.links()?, running.memory("Rss")?);
+    let mb = || anyhow::Ok(running.memory("Rss")? as f64 / 1024.0);
+    let (links, memory) = (running.links()?, mb()?);
     let (cpu, own) = (running.cpu()?, own_cpu()?);
     let begun = Instant::now();
-    for n in 0..CGROUPS + ALIVE {
-        let due = begun + MINUTE * n / (CGROUPS + ALIVE);
+    for n in 0..size + ALIVE {
+        let due = begun + MINUTE * n / (size + ALIVE);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        if n < CGROUPS {
+        if n < size {
             folder.child(&n.to_string())?;
         }
         if let Some(old) = n.checked_sub(ALIVE) {
             std::fs::remove_dir(folder.path.join(old.to_string()))?;
         }
     }
-    let took = begun.elapsed();
-    let (cpu, own) = ((running.cpu()? - cpu).as_secs_f64(), (own_cpu()? - own).as_secs_f64());
-    let after = running.memory("Rss")?;
-    let most = running.links()?;
+    let took = begun.elapsed().as_secs_f64();
+    let percent = |now: Duration, before: Duration| 100.0 * (now - before).as_secs_f64() / took;
+    let (flowend, own) = (percent(running.cpu()?, cpu), percent(own_cpu()?, own));
+    let (after, most) = (mb()?, running.links()?);
     let left = settled_links(&running, links)?;
-    let settled = running.memory("Rss")?;
+    let settled = mb()?;
     let (_, said) = running.stop()?;
-    let attached = said.iter().filter(|line| line.ends_with(": attached")).count();
-    let percent = |seconds: f64| 100.0 * seconds / took.as_secs_f64();
-    println!(
-        "\n{CGROUPS} cgroups come and go in {:.0} s, {ALIVE} there at a time; attached to: {attached}",
-        took.as_secs_f64()
-    );
-    println!("{:52} {:>10} {:>8}", "", "% of core", "ratio");
-    println!("{:52} {:10.1} {:8.2}", "who makes and removes them (baseline)", percent(own), 1.0);
-    println!("{:52} {:10.1} {:8.2}", "flowend", percent(cpu), cpu / own);
-    println!("{:52} {:>10} {:>8}", "", "before", "after");
-    let mb = |kb: u64| kb as f64 / 1024.0;
-    println!("{:52} {:10.1} {:8.1}", "resident memory, MB", mb(memory), mb(after));
-    println!("{:52} {:10.1} {:8.1}", "... once the links are gone", mb(memory), mb(settled));
-    println!("{:52} {links:10} {most:8}", "links, right after");
-    println!("{:52} {links:10} {left:8}", "links, in the end");
-    ensure!(left <= links, "{} links were left over", left - links);
-    Ok(())
+    Ok(Churn {
+        attached: said.iter().filter(|line| line.ends_with(": attached")).count(),
+        own,
+        flowend,
+        memory: [memory, after, settled],
+        links: [links, most, left],
+    })
 }
 
 /// The links that are left when there are no more than before, or nobody wants to wait any longer.

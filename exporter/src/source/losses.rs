@@ -76,8 +76,11 @@ impl LossBook {
         // Whoever makes an account while they are read may hide another one for that time.
         let before = std::mem::replace(&mut self.accounts, accounts);
         let room = KEPT.saturating_sub(self.accounts.len());
-        let hidden: Vec<_> =
-            before.into_iter().filter(|(id, _)| !self.accounts.contains_key(id)).take(room).collect();
+        let hidden: Vec<_> = before
+            .into_iter()
+            .filter(|(id, _)| !self.accounts.contains_key(id))
+            .take(room)
+            .collect();
         self.accounts.extend(hidden);
         if accounted > self.told {
             self.told = accounted;

@@ -116,7 +116,7 @@ fn a_running_flowend_has_little_left_and_does_all_it_is_for() {
 }
 
 /// A copy of the program where any user may execute it.
-fn public_copy() -> tempfile::TempDir {
+pub(super) fn public_copy() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -126,7 +126,7 @@ fn public_copy() -> tempfile::TempDir {
 }
 
 /// `flowend` of that folder with these arguments, as nobody with these capabilities alone, ambient.
-fn as_nobody(copy: &Path, capabilities: &[&str], args: &[&str]) -> Command {
+pub(super) fn as_nobody(copy: &Path, capabilities: &[&str], args: &[&str]) -> Command {
     let set: Vec<_> = capabilities.iter().map(|name| format!("+{name}")).collect();
     let set = format!("-all,{}", set.join(","));
     let mut command = Command::new("setpriv");

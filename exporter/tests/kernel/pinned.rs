@@ -13,6 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::confine::{as_nobody, public_copy};
 use super::json::Line;
 use super::support::{Cgroup, Flowend, Puppet, can_run, wait_until};
 
@@ -489,6 +490,67 @@ fn a_cgroup_that_goes_meanwhile_has_its_last_ends_told_and_leaves_no_pin() {
     // Its path is known, though the folder is gone.
     let name = format!("{}-other", site.cgroup.name);
     assert!(ends.iter().all(|end| end.0.to_string().contains(&name)), "{ends:?}");
+}
+
+#[test]
+fn another_user_with_three_capabilities_goes_on_and_root_takes_down() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    const NOBODY: u32 = 65534;
+    let name = "another_user_with_three_capabilities_goes_on_and_root_takes_down";
+    if !can_run(name, &["setpriv"]) {
+        return;
+    }
+    let site = Site::new();
+    let copy = public_copy();
+    std::fs::set_permissions(site.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for folder in [site.pins_folder(), site.state().parent().unwrap().to_owned()] {
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+        chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // Nothing of others is read, so Landlock is in force as well: it writes to those two folders alone.
+    let settings = site.settings(true);
+    let target = format!("--set=targets={}*", site.cgroup.name);
+    let more = ["run", "--output=json", "--set=process.enabled=false", "--set=confine=required"];
+    let settings = settings.iter().map(String::as_str).chain([&*target]);
+    let args: Vec<&str> = more.into_iter().chain(settings).collect();
+    let start = || Flowend::spawn(as_nobody(copy.path(), &["bpf", "net_admin", "perfmon"], &args));
+    let first = start();
+    first.wait_for_message("1 cgroup(s) attached");
+    let links = site.links().len();
+    // It appears after everything was given up, and is pinned all the same.
+    let other = Cgroup::named(&format!("{}-other", site.cgroup.name.trim_start_matches('/')));
+    first.wait_for_message(&format!("cgroup {}: attached", other.name));
+    assert_eq!(site.links().len(), 2 * links, "{}", first.stderr());
+    let (mut client, mut server) = (Puppet::in_cgroup(&other), Puppet::in_cgroup(&site.cgroup));
+    let listener = server.listen("127.0.0.1:0");
+    let open = client.connect(listener.local);
+    let accepted = server.accept(listener);
+    client.send(open, 10);
+    server.recv(accepted, 10);
+    let (before, messages) = stop(first);
+    assert!(before.is_empty(), "{messages}");
+    let made = connect(&mut client, &mut server);
+
+    let second = start();
+    client.close(open);
+    server.drain(accepted);
+    server.close(accepted);
+    wait_until(|| second.json().len() >= 4, || second.stderr());
+    let (records, messages) = stop(second);
+    let all = [(open.local, listener.local), (listener.local, open.local)];
+    assert_eq!(by_socket(&records), counted(made.into_iter().chain(all)), "{messages}");
+    assert!(records.iter().all(Line::start_known), "{records:?}");
+    for words in ["Operation not permitted", "Permission denied"] {
+        assert!(!messages.contains(words), "{messages}");
+    }
+
+    // Root does not believe what another user has pinned, but may take it down.
+    let run = site.command("run");
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(!run.status.success() && said.contains("belongs to user 65534"), "{said}");
+    let unpin = site.command("unpin");
+    assert!(unpin.status.success() && site.pins().is_empty(), "{unpin:?}");
 }
 
 #[test]

@@ -47,8 +47,7 @@ fn links(flowend: &Flowend) -> Vec<String> {
 fn have_it_recheck(flowend: &Flowend, cgroup: &Cgroup) {
     // At once: between two of them a recheck may come, after which nothing else is looked at for minutes, and which lets go
     // of what was not detached yet.
-    let batch: String =
-        links(flowend).iter().map(|id| format!("link detach id {id}\n")).collect();
+    let batch: String = links(flowend).iter().map(|id| format!("link detach id {id}\n")).collect();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, batch.as_bytes()).unwrap();
     super::support::run("bpftool", &["batch", "file", &file.path().to_string_lossy()]);

@@ -249,7 +249,8 @@ async fn make_connections(
     };
     let (mut started, mut last) = (0_u64, Instant::now());
     let parts = (0..tally.connections).step_by(PART as usize);
-    for (round, from) in (0..ROUNDS).flat_map(|round| parts.clone().map(move |from| (round, from))) {
+    for (round, from) in (0..ROUNDS).flat_map(|round| parts.clone().map(move |from| (round, from)))
+    {
         let to = tally.connections.min(from + PART);
         while seen() + u64::from(2 * PART) < 2 * started {
             assert!(last.elapsed() < QUIET, "flowend sees no ends any more: {}", flowend.stderr());
